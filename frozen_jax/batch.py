@@ -1,0 +1,86 @@
+"""The batch: the one table of keys, dtypes, shapes and dimension letters. Next in the data flow: `steps.py`.
+
+Dimension letters, used in every annotation and einsum of the project:
+
+    B examples            I images per example     P prefix slots per image   S sequence (query) positions
+    K key positions       D LM width               E vision width             F MLP width
+    N heads               H head width             M vision tokens            V vocabulary
+    L layers, T generated tokens, C classes or candidates; image height and width are written out.
+
+A row of tokens with P = 2, right-padded as in training (prompts are left-padded):
+
+    tokens     bos  SLOT SLOT  a   red  dot  eos  PAD
+    loss_mask   0    0    0    1    1    1    1    0      1 where this token is to be predicted from those before it
+
+SLOT and PAD are negative, so that no word of any vocabulary can be mistaken for them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from frozen_jax.errors import UserError
+
+SLOT = -1
+"""Token id of a position that an image's prefix vector fills."""
+
+PAD = -2
+"""Token id of a position that holds nothing: masked out of attention and loss."""
+
+
+class Batch(NamedTuple):
+    """One global batch of training or scoring examples.
+
+    Attributes:
+        images: pixels 0..255, RGB. I = 0 for text-only training.
+        tokens: word ids, SLOT or PAD.
+        loss_mask: 1 where the token is to be predicted, else 0.
+        sample_ids: number of the example in its source, for error messages and replay.
+    """
+
+    images: UInt8[np.ndarray, "B I height width 3"]
+    tokens: Int32[np.ndarray, "B S"]
+    loss_mask: Float32[np.ndarray, "B S"]
+    sample_ids: Int32[np.ndarray, " B"]
+
+
+def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:
+    """Checks a host batch before it goes to the devices.
+
+    Args:
+        prefix_length: P, slots per image.
+        vocab_size: V; word ids must lie in [0, V).
+
+    Raises:
+        UserError: a shape, dtype, id range or slot count does not fit; the message names the example.
+    """
+    rows, images = batch.images.shape[:2]
+    if batch.tokens.shape != batch.loss_mask.shape or len(batch.tokens) != rows or len(batch.sample_ids) != rows:
+        raise UserError(
+            f"batch: images {batch.images.shape}, tokens {batch.tokens.shape}, loss_mask {batch.loss_mask.shape} and "
+            f"sample_ids {batch.sample_ids.shape} must agree in examples and positions"
+        )
+    for name, array, dtype in (("images", batch.images, np.uint8), ("tokens", batch.tokens, np.int32)):
+        if array.dtype != dtype:
+            raise UserError(
+                f"batch: {name} is {array.dtype}, must be {np.dtype(dtype)}; convert it in the data pipeline"
+            )
+    slots = (batch.tokens == SLOT).sum(axis=1)
+    if (slots != images * prefix_length).any():
+        row = int(np.argmax(slots != images * prefix_length))
+        raise UserError(
+            f"batch: example {batch.sample_ids[row]} has {slots[row]} image slots, needs {images} images x "
+            f"{prefix_length} slots = {images * prefix_length}; was the text cut? raise data.max_tokens"
+        )
+    wrong = (batch.tokens < PAD) | (batch.tokens >= vocab_size)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise UserError(
+            f"batch: example {batch.sample_ids[row]} has token id {batch.tokens[row, column]} outside the language "
+            f"model's vocabulary of {vocab_size}; the tokenizer belongs to another model"
+        )
+    if (batch.loss_mask * (batch.tokens < 0)).any():
+        raise UserError("batch: loss_mask is set on an image slot or on padding; only words are predicted")

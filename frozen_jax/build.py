@@ -1,0 +1,118 @@
+"""From a config to towers: loads or draws the language model, builds encoder and prefix. Next: `train.py`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from frozen_jax.config import Config
+from frozen_jax.errors import UserError
+from frozen_jax.language_model import LanguageModel, load_lm
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.lm import build_lm, lm_config_from_hf
+from frozen_jax.models.prefix import Prefix
+from frozen_jax.models.vision import build_vision
+from frozen_jax.optim import list_label_rules
+from frozen_jax.state import LabelRules, Params, match_rules, split
+from frozen_jax.tokenizer import Tokenizer, train_bpe
+
+PACKAGE = Path(__file__).parent
+
+END_OF_TEXT = "<|endoftext|>"
+"""The one special token of a tokenizer trained here: begins and ends texts, as in GPT-2."""
+
+
+class Towers(NamedTuple):
+    """Everything that a run builds from its config before it meets data.
+
+    Attributes:
+        model: the modules.
+        trainable: float32 parameters that train, freshly drawn or pre-trained.
+        frozen: parameters that never change, in the compute dtype.
+        rules: freezing rules that made the split.
+        tokenizer: of the language model.
+        fingerprint: SHA-256 of the language model as it was loaded; "" for one drawn at random.
+    """
+
+    model: FrozenModel
+    trainable: Params
+    frozen: Params
+    rules: LabelRules
+    tokenizer: Tokenizer
+    fingerprint: str
+
+
+def choose_dtype(name: str) -> np.dtype:
+    """Resolves "auto": bfloat16 on accelerators, float32 on a CPU, which computes bfloat16 slowly."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return np.dtype(jnp.dtype(name))
+
+
+def resolve_path(path: str) -> str:
+    """Resolves `package:NAME` to a directory that ships with frozen_jax; other paths and hub ids stay as they are."""
+    if not path.startswith("package:"):
+        return path
+    directory = PACKAGE / "assets" / path.removeprefix("package:")
+    if not directory.is_dir():
+        there = ", ".join(sorted(entry.name for entry in (PACKAGE / "assets").iterdir() if entry.is_dir())) or "none"
+        raise UserError(f"{path!r}: no such model in the package; there: {there}")
+    return str(directory)
+
+
+def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
+    """Loads, draws and splits all parameters.
+
+    The frozen language model keeps its compute dtype; what trains is float32.
+
+    Args:
+        config: the run.
+        corpus: texts that a tokenizer is trained on; read only where `config.lm.path` is "".
+
+    Raises:
+        UserError: the language model cannot be loaded, or an option does not fit.
+    """
+    compute = choose_dtype(config.lm.dtype)
+    lm_trains = config.lm.mode != "frozen"
+    lm = _load(config, corpus, dtype=np.dtype(np.float32) if lm_trains else compute)
+    if lm.tokenizer is None:
+        raise UserError(f"config.lm.path={config.lm.path!r} has no tokenizer; put tokenizer.json beside the weights")
+    module = build_lm(lm.config, dtype=compute, remat=config.lm.remat)
+    root = jax.random.key(config.seed)
+    lm_rng, vision_rng = jax.random.split(root)
+    lm_params = lm.params
+    if config.lm.mode == "scratch":
+        lm_params = jax.jit(FrozenModel(module).init_lm)(lm_rng)["lm"]
+    model = FrozenModel(module)
+    if config.vision.name:
+        table = jnp.asarray(lm_params["embed"]["embedding"], jnp.float32)
+        prefix = Prefix(
+            length=config.prefix.length,
+            width=lm.config.embed_width,
+            embedding_rms=float(jnp.sqrt(jnp.mean(jnp.square(table)))),
+            layer_norm=config.prefix.layer_norm,
+            feature_norm=config.prefix.feature_norm,
+            dropout=config.prefix.dropout,
+            dtype=compute,
+        )
+        vision = build_vision(config.vision.name, dtype=compute, **config.vision.options)
+        model = FrozenModel(module, vision, prefix)
+    draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image_size))
+    params = {"lm": lm_params, **draw(vision_rng)}
+    rules = list_label_rules(params, lm_trains=lm_trains)
+    trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
+    return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")
+
+
+def _load(config: Config, corpus: Iterable[str], *, dtype: np.dtype) -> LanguageModel:
+    if config.lm.path:
+        return load_lm(resolve_path(config.lm.path), dtype=dtype)
+    lm_config = lm_config_from_hf(config.lm.architecture)
+    tokenizer = train_bpe(corpus, vocab_size=lm_config.vocab_size, special_tokens=[END_OF_TEXT])
+    return LanguageModel(lm_config, {}, tokenizer, build_lm(lm_config))

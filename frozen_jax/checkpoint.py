@@ -1,0 +1,345 @@
+"""Checkpoints of a run: what is trained, the optimiser, the position, early stopping; never the frozen language model.
+
+Lives here: atomic asynchronous saving over Orbax, retention, checks on restore.
+Does not live here: the digest of an array (digests.py), when to save and what a position means (train.py), the workdir and its lock (workdir.py).
+Next in the data flow: train.py puts a restored state back on the mesh and goes on with its position.
+
+On disk, one directory per step; it appears by a single rename after everything in it is written:
+
+    checkpoints/400/arrays/…        every array of the state, in TensorStore's own format (no pickle)
+    checkpoints/400/meta/metadata   JSON: format, step, best, fingerprint, config digest, position, arrays' digests
+
+A step that is being written or being deleted carries another name, so a directory named by digits is always complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from frozen_jax.digests import digest_arrays
+from frozen_jax.errors import UserError
+
+FORMAT = 1
+_TEMPORARY = "*.orbax-checkpoint-tmp*"
+_DELETED = ".deleted-"
+
+Position = Mapping[str, int | float | str | bool | None]
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, and the best one besides.
+
+    With several processes each of them makes the same calls in the same order; the directory is shared by all.
+    Reading never writes, so a tool may read the checkpoints of a run that is going on.
+
+    Attributes:
+      directory: absolute; it need not exist before the first save.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int, fingerprint: str, config_digest: str) -> None:
+        """Lists the complete checkpoints in `directory`, which need not exist yet.
+
+        Args:
+          directory: holds one sub-directory per step; on a disk that all processes share.
+          keep: how many of the newest steps survive, at least 1.
+          fingerprint: identifies the frozen language model; a checkpoint of another one is refused.
+          config_digest: identifies the part of the configuration that a resumed run must share.
+
+        Raises:
+          UserError: `keep` is below 1, or `directory` cannot be listed.
+        """
+        if keep < 1:
+            raise UserError(f"checkpoint.keep = {keep}: a run resumes from the newest one; set it to 1 or more")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._fingerprint = fingerprint
+        self._config_digest = config_digest
+        # Directories made in the background would turn a read-only disk into a wait of five minutes.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler("arrays", "meta"), async_options=options)
+        self._steps = self._list_steps()
+        self._best: dict[int, bool] = {}
+        self._pending: int | None = None
+        self._may_write = False
+
+    def steps(self) -> list[int]:
+        """Lists the complete checkpoints, ascending; one still being written counts from `wait` on."""
+        return list(self._steps)
+
+    def latest_step(self) -> int | None:
+        """Returns the newest complete step, or None."""
+        return self._steps[-1] if self._steps else None
+
+    def best_step(self) -> int | None:
+        """Returns the newest step that was saved as the best, or None.
+
+        Raises:
+          UserError: a checkpoint is damaged, so that nobody can say whether it was the best.
+        """
+        return next((step for step in reversed(self._steps) if self._is_best(step)), None)
+
+    def save(self, step: int, state: Any, *, position: Position, best: bool = False) -> None:
+        """Saves in the background; the caller may donate or overwrite the arrays of `state` as soon as this returns.
+
+        It first waits for the save before this one, and reports that one's failure, if any.
+
+        Args:
+          step: larger than every step saved so far.
+          state: a tree of `jax.Array` leaves (plain dicts, tuples, optax states); no leaf of the frozen model.
+          position: small JSON values beside the arrays: epoch, index, early-stopping state.
+          best: this is the best step so far; it is kept until another one is.
+
+        Raises:
+          UserError: the disk is full, read-only or failing; the earlier checkpoints are intact.
+          ValueError: `step` is not larger than the newest one.
+        """
+        self.wait()
+        if self._steps and step <= self._steps[-1]:
+            raise ValueError(f"step {step} is not after the newest checkpoint, step {self._steps[-1]}")
+        arrays = _flatten(state)
+        not_arrays = [name for name, leaf in arrays.items() if not isinstance(leaf, jax.Array)]
+        if not_arrays:
+            raise TypeError(f"a checkpoint holds jax.Array leaves only; these are something else: {not_arrays}")
+        digests = digest_arrays(arrays)
+        meta: dict[str, Any] = {
+            "format": FORMAT,
+            "step": step,
+            "best": best,
+            "fingerprint": self._fingerprint,
+            "config_digest": self._config_digest,
+            "position": dict(position),
+            "arrays": {name: [*_describe(leaf), digests[name]] for name, leaf in arrays.items()},
+        }
+        meta["digest"] = _meta_digest(meta)
+        items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+        with self._reporting_write_errors(step):
+            self._prepare_to_write()
+            self._orbax.save(self.directory / str(step), args=items)
+        self._pending = step
+        self._best[step] = best
+
+    def wait(self) -> None:
+        """Returns when the save in progress is complete on disk, and removes the steps that it outdates.
+
+        Raises:
+          UserError: that save failed: the disk is full, read-only or failing.
+        """
+        if self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        with self._reporting_write_errors(step):
+            self._orbax.wait_until_finished()
+        self._steps.append(step)
+        self._prune()
+
+    def close(self) -> None:
+        """Waits for the save in progress and ends the background threads.
+
+        Raises:
+          UserError: as `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads one step and verifies every array.
+
+        Args:
+          step: one of `steps()`.
+          abstract_state: the tree to fill: `jax.ShapeDtypeStruct` leaves (arrays serve too) with shape, dtype and the
+            sharding that the restored array gets; a leaf without a sharding goes to the first local device.
+
+        Returns:
+          The state, shaped as `abstract_state`, and the position as it was saved.
+
+        Raises:
+          UserError: no such step, a checkpoint of another language model or configuration, of other arrays, or damaged.
+        """
+        if step not in self._steps:
+            have = ", ".join(map(str, self._steps)) or "none"
+            raise UserError(f"{self.directory}: no checkpoint of step {step}; there are: {have}; choose one of them")
+        meta = self._read_meta(step)
+        self._refuse_other_run(step, meta)
+        wanted = _flatten(abstract_state)
+        self._refuse_other_arrays(step, meta["arrays"], wanted)
+        home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or home)
+            for name, leaf in wanted.items()
+        }
+        restored = self._read(step, "arrays", ocp.args.StandardRestore(abstract))
+        for name, found in digest_arrays({name: restored[name] for name in wanted}).items():
+            stored = meta["arrays"][name][2]
+            if stored != found:
+                raise self._damaged(step, f"array {name!r} has digest {found}, saved with {stored}")
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in wanted])
+        return state, meta["position"]
+
+    def _list_steps(self) -> list[int]:
+        try:
+            return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdecimal())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"{self.directory}: not a readable directory ({error.strerror}); choose another") from error
+
+    def _prepare_to_write(self) -> None:
+        """Clears what a killed run left half-written or half-deleted: once, and only in a run that writes."""
+        if self._may_write:
+            return
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for pattern in (_TEMPORARY, f"{_DELETED}*"):
+                for leftover in self.directory.glob(pattern):
+                    shutil.rmtree(leftover)
+        self._may_write = True
+
+    def _prune(self) -> None:
+        """Deletes what is neither among the newest nor the best, each by a rename first: a kill leaves no half step."""
+        best = self.best_step()
+        for step in self._steps[: -self._keep]:
+            if step == best:
+                continue
+            if jax.process_index() == 0:
+                doomed = self.directory / f"{_DELETED}{step}"
+                (self.directory / str(step)).rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+            self._steps.remove(step)
+
+    def _is_best(self, step: int) -> bool:
+        if step not in self._best:
+            self._best[step] = bool(self._read_meta(step)["best"])
+        return self._best[step]
+
+    def _read(self, step: int, item: str, args: Any) -> Any:
+        try:
+            with _silencing_dropped_reads():
+                return self._orbax.restore(self.directory / str(step), args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:  # Orbax and TensorStore raise of many kinds, and bad bytes may meet any of them.
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            reason = (str(cause).splitlines() or [""])[0][:300]
+            raise self._damaged(step, f"its {item} cannot be read: {type(cause).__name__}: {reason}") from error
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        meta = self._read(step, "meta", ocp.args.JsonRestore())
+        if not isinstance(meta, dict) or meta.get("digest") != _meta_digest(meta):
+            raise self._damaged(step, "meta/metadata does not match its own digest")
+        if meta["format"] != FORMAT:
+            raise UserError(
+                f"{self.directory / str(step)}: checkpoint format {meta['format']}, this version reads {FORMAT}: "
+                "use the version of frozen_jax that wrote it, or start in a new --workdir"
+            )
+        if meta["step"] != step:
+            raise self._damaged(step, f"it was written as step {meta['step']}")
+        return meta
+
+    def _refuse_other_run(self, step: int, meta: Mapping[str, Any]) -> None:
+        if meta["fingerprint"] != self._fingerprint:
+            raise UserError(
+                f"{self.directory / str(step)}: trained through language model {meta['fingerprint']}, this run loads "
+                f"{self._fingerprint}: a prefix fits only its own model; give that model, or start in a new --workdir"
+            )
+        if meta["config_digest"] != self._config_digest:
+            raise UserError(
+                f"{self.directory / str(step)}: saved under configuration {meta['config_digest']}, this run has "
+                f"{self._config_digest}: the run would not continue as it began; restore the configuration in "
+                "config.json beside it, or start in a new --workdir"
+            )
+
+    def _refuse_other_arrays(self, step: int, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        for name in sorted({*saved, *wanted}):
+            have = f"{saved[name][0]}{saved[name][1]}" if name in saved else "absent"
+            want = "{}{}".format(*_describe(wanted[name])) if name in wanted else "absent"
+            if have != want:
+                raise UserError(
+                    f"{self.directory / str(step)}: array {name!r} is {have} in the checkpoint, {want} in this run: "
+                    "they must agree; use the code and configuration that wrote it, or start in a new --workdir"
+                )
+
+    def _damaged(self, step: int, what: str) -> UserError:
+        others = ", ".join(str(other) for other in self._steps if other != step) or "none"
+        return UserError(
+            f"{self.directory / str(step)}: the checkpoint of step {step} is damaged: {what}; "
+            f"remove that directory to go on from another step (there: {others})"
+        )
+
+    @contextmanager
+    def _reporting_write_errors(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            # TensorStore reports the system's errors as ValueErrors with their number; anything else is our defect.
+            number = re.search(r"os_error_code='(\d+)'", str(error))
+            if not isinstance(error, OSError) and number is None:
+                raise
+            if jax.process_index() == 0:
+                for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            reason = os.strerror(int(number[1])) if number else error.strerror if isinstance(error, OSError) else ""
+            have = ", ".join(map(str, self._steps)) or "none"
+            raise UserError(
+                f"{self.directory}: the checkpoint of step {step} could not be written: {reason}; complete "
+                f"checkpoints ({have}) are intact: make space or mend the disk, then start the command again"
+            ) from error
+
+
+class _RaisedLater(logging.Filter):
+    """Drops Orbax's tracebacks of failed background work: `wait` raises the same failure as one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_RaisedLater())
+
+
+@contextmanager
+def _silencing_dropped_reads() -> Iterator[None]:
+    """Keeps the reads that Orbax drops unfinished when one fails from printing a traceback each.
+
+    They end at any time after that, so the hook stays for good when the body raises.
+    """
+    previous = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        dropped = code is not None and f"{os.sep}orbax{os.sep}" in code.co_filename
+        if not dropped and str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = report
+    yield
+    sys.unraisablehook = previous
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """Names every leaf by its path; optax's tuples and empty states need no types of their own on disk."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _describe(leaf: Any) -> tuple[str, list[int]]:
+    return str(np.dtype(leaf.dtype)), list(leaf.shape)
+
+
+def _meta_digest(meta: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in meta.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,350 @@
+"""Every setting, its default and its rule. `configs/*.py` start from `default_config()`; `main` converts once.
+
+The dataclasses below are the only place of defaults. `default_config()` shows them to a user as a locked
+`ml_collections.ConfigDict`, so that files and flags (`--config.train.steps=100`) can change but not misspell them;
+`from_config_dict` turns that back into frozen dataclasses and refuses unknown keys, wrong types and contradictions.
+Nothing else in the package reads a ConfigDict. Next: `main.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from frozen_jax.data.augment import AugmentOptions
+from frozen_jax.errors import UserError
+
+LMMode = Literal["frozen", "finetuned", "scratch"]
+
+
+@dataclass(frozen=True)
+class LMSettings:
+    """The language model.
+
+    Attributes:
+        path: a Hugging Face directory, a `.gguf` file, a hub id or `package:NAME`, a model that ships with this
+            package; "" builds `architecture` from scratch and trains a tokenizer on the training texts.
+        mode: the paper's controls. `frozen`: pre-trained, never changes. `finetuned`: pre-trained and trained along.
+            `scratch`: same architecture, random weights, trained along.
+        dtype: of the frozen weights and of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
+        architecture: a Hugging Face `config.json` as a dict, for `path=""` alone.
+        remat: what the backward pass through the layers computes again instead of storing it.
+    """
+
+    path: str = ""
+    mode: LMMode = "frozen"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    architecture: dict[str, Any] = field(default_factory=dict)
+    remat: Literal["none", "dots", "full"] = "none"
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """The vision encoder: a name from `models.vision` and its options; "" trains on text alone."""
+
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PrefixSettings:
+    """Pooled feature to P vectors of the language model's width.
+
+    Attributes:
+        length: P, vectors per image (the paper tried 1, 2 and 4; 2 was best).
+        layer_norm: normalise each vector and scale it to the size of the language model's own embeddings.
+        feature_norm: normalise the pooled feature first; for imported encoders, whose features have no known size.
+        dropout: rate on the pooled feature, in [0, 1).
+    """
+
+    length: int = 2
+    layer_norm: bool = False
+    feature_norm: bool = False
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is trained on and how it becomes rows of tokens.
+
+    Attributes:
+        train, validation: sources, `<kind>:<argument>` (see `data/sources.py`).
+        image_size: height and width in pixels.
+        max_tokens: S, positions in a row, image slots and marks included; longer captions are cut.
+        captions_per_example: at most so many different captions of a picture are joined in one training row.
+        question_fraction: share of rows that hold a question and answer of the picture in place of a caption.
+        caption_format, question_format, answer_format: text of a row after the image slots; `{caption}`, `{question}`
+            and `{answer}` are filled in. Caption and answer carry loss, the question does not.
+        bos: begin each row with the language model's beginning-of-sequence token.
+        augment: random changes of training pictures, all off by default, as in the paper.
+    """
+
+    train: str = ""
+    validation: str = ""
+    image_size: int = 224
+    max_tokens: int = 34
+    captions_per_example: int = 1
+    question_fraction: float = 0.0
+    caption_format: str = "{caption}"
+    question_format: str = "Question: {question} Answer:"
+    answer_format: str = " {answer}"
+    bos: bool = False
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """Adam as in the paper: betas 0.9 / 0.95, constant 3e-4 (1e-5 for the `finetuned` and `scratch` controls).
+
+    Attributes:
+        schedule: `constant` or `cosine` (to 2 % of the peak), after `warmup_steps` of linear warm-up.
+        weight_decay: decoupled, on kernels and embeddings only.
+        clip_norm: largest global norm of the trainables' gradient; 0 is off.
+        label_smoothing: share of each target spread over the vocabulary, in [0, 1).
+        accumulate: micro-batches per optimiser step; the batch is cut into so many.
+    """
+
+    learning_rate: float = 3e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long to train.
+
+    Attributes:
+        steps: optimiser steps at most.
+        batch_size: examples per optimiser step, over all devices.
+        log_every, evaluate_every: in steps.
+        patience: evaluations without a better validation perplexity after which training ends; 0 never ends early.
+        validation_examples: at most so many, the first of the source.
+        embedding_noise: Gaussian noise on the embeddings, relative to their RMS; for the text stage, so that the
+            language model bears vectors that are no words.
+    """
+
+    steps: int = 1000
+    batch_size: int = 128
+    log_every: int = 20
+    evaluate_every: int = 500
+    patience: int = 0
+    validation_examples: int = 1024
+    embedding_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When to save, in steps, and how many of the newest to keep beside the best."""
+
+    every: int = 500
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What the report measures after training.
+
+    Attributes:
+        task: `none`, `easy_vqa` (zero-shot questions, caption exact match) or `scene_text` (the text stage's oracle).
+        blind_control: train the same model on black images too and report it beside the seeing one.
+        questions: at most so many test questions; 0 is all.
+        max_new_tokens: of a decoded answer or caption.
+        batch_size: prompts decoded together.
+    """
+
+    task: Literal["none", "easy_vqa", "scene_text"] = "none"
+    blind_control: bool = False
+    questions: int = 0
+    max_new_tokens: int = 20
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """Devices along the axis that the batch is cut along; -1 takes all there are."""
+
+    data: int = -1
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. `blind` trains and evaluates on black images (the paper's train-blind control)."""
+
+    seed: int = 0
+    blind: bool = False
+    lm: LMSettings = field(default_factory=LMSettings)
+    vision: VisionSettings = field(default_factory=VisionSettings)
+    prefix: PrefixSettings = field(default_factory=PrefixSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
+
+
+def default_config() -> ConfigDict:
+    """Returns all settings at their defaults, locked: a misspelt name is an error where it is written."""
+    config = ConfigDict(to_dict(Config()), sort_keys=False)
+    config.lock()
+    for section, name in (("lm", "architecture"), ("vision", "options")):
+        config[section][name].unlock()  # free-form dicts: their readers check the names
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the resolved config as plain nested dicts, as `config.json` holds it."""
+    return dataclasses.asdict(config)
+
+
+def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
+    """Converts what the user gave into the frozen dataclasses.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a value of a wrong type, or values that contradict.
+    """
+    given = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    result = typing.cast(Config, _build(Config, given, "config"))
+    _check(result)
+    return result
+
+
+def _build(kind: type, given: Mapping[str, Any], path: str) -> Any:
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in given:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(fields)}"
+            raise UserError(f"{path}.{key}: no such setting; {hint}")
+    values = {}
+    for key, value in given.items():
+        name, hint = f"{path}.{key}", hints[key]
+        values[key] = _build(hint, value, name) if dataclasses.is_dataclass(hint) else _convert(hint, value, name)
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+        return value
+    kind = origin or hint
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is dict and isinstance(value, Mapping):
+        return dict(value)
+    if type(value) is not kind:
+        wanted = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else str(kind)
+        raise UserError(f"{name} is {value!r}, a {type(value).__name__}; it must be a {wanted}")
+    return value
+
+
+def _check(config: Config) -> None:
+    """Rules between and within settings; each message says what to change."""
+
+    def require(holds: bool, name: str, value: Any, rule: str) -> None:
+        if not holds:
+            raise UserError(f"config.{name} is {value!r}; {rule}")
+
+    for name, value in (
+        ("prefix.length", config.prefix.length),
+        ("data.image_size", config.data.image_size),
+        ("data.captions_per_example", config.data.captions_per_example),
+        ("train.steps", config.train.steps),
+        ("train.batch_size", config.train.batch_size),
+        ("train.log_every", config.train.log_every),
+        ("train.evaluate_every", config.train.evaluate_every),
+        ("train.validation_examples", config.train.validation_examples),
+        ("checkpoint.every", config.checkpoint.every),
+        ("checkpoint.keep", config.checkpoint.keep),
+        ("optim.accumulate", config.optim.accumulate),
+        ("evaluate.max_new_tokens", config.evaluate.max_new_tokens),
+        ("evaluate.batch_size", config.evaluate.batch_size),
+    ):
+        require(value >= 1, name, value, "it must be at least 1")
+    for name, share in (
+        ("prefix.dropout", config.prefix.dropout),
+        ("optim.label_smoothing", config.optim.label_smoothing),
+        ("optim.beta1", config.optim.beta1),
+        ("optim.beta2", config.optim.beta2),
+    ):
+        require(0 <= share < 1, name, share, "it must be at least 0 and less than 1")
+    require(
+        0 <= config.data.question_fraction <= 1,
+        "data.question_fraction",
+        config.data.question_fraction,
+        "it is a share and must lie in 0..1",
+    )
+    for name, amount in (
+        ("optim.learning_rate", config.optim.learning_rate),
+        ("optim.weight_decay", config.optim.weight_decay),
+        ("optim.clip_norm", config.optim.clip_norm),
+        ("optim.warmup_steps", config.optim.warmup_steps),
+        ("train.patience", config.train.patience),
+        ("train.embedding_noise", config.train.embedding_noise),
+        ("evaluate.questions", config.evaluate.questions),
+        ("seed", config.seed),
+    ):
+        require(amount >= 0, name, amount, "it must not be negative")
+    require(config.data.train != "", "data.train", "", "name what to train on, for example 'easy_vqa:train'")
+    require(
+        config.train.batch_size % config.optim.accumulate == 0,
+        "train.batch_size",
+        config.train.batch_size,
+        f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts",
+    )
+    for name, text, blank in (
+        ("caption_format", config.data.caption_format, "{caption}"),
+        ("question_format", config.data.question_format, "{question}"),
+        ("answer_format", config.data.answer_format, "{answer}"),
+    ):
+        require(blank in text, f"data.{name}", text, f"it must contain {blank}, which is filled in")
+    if config.lm.path:
+        require(
+            not config.lm.architecture,
+            "lm.architecture",
+            "a dict",
+            f"lm.path={config.lm.path!r} brings its own architecture; give only one of the two",
+        )
+    else:
+        require(bool(config.lm.architecture), "lm.path", "", "give a directory or hub id, or lm.architecture")
+        rule = "a model that is not loaded from lm.path has random weights; set lm.mode='scratch' or give lm.path"
+        require(config.lm.mode == "scratch", "lm.mode", config.lm.mode, rule)
+    if config.vision.name:
+        slots = config.prefix.length + int(config.data.bos)
+        require(
+            config.data.max_tokens > slots + 1,
+            "data.max_tokens",
+            config.data.max_tokens,
+            f"the image slots and marks take {slots} positions; leave room for words",
+        )
+    else:
+        require(
+            config.lm.mode == "scratch" or config.lm.mode == "finetuned",
+            "lm.mode",
+            config.lm.mode,
+            "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
+        )
+        require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
+    require(
+        config.mesh.data == -1 or config.mesh.data >= 1,
+        "mesh.data",
+        config.mesh.data,
+        "it must be a number of devices, or -1 for all of them",
+    )

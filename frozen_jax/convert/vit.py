@@ -1,0 +1,112 @@
+"""The table of a vision transformer's weights: Hugging Face's names of CLIP's image tower and of the plain ViT.
+
+What a table is: `tables.py`; the module: `models/vit.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from frozen_jax.convert.resnet import KernelRule
+from frozen_jax.convert.tables import LAYER, Rule, Table
+from frozen_jax.models.vit import ViTConfig
+
+_CLIP_NAMES = {
+    "patches": "embeddings.patch_embedding",
+    "class_token": "embeddings.class_embedding",
+    "positions": "embeddings.position_embedding.weight",
+    "embed_norm": "pre_layrnorm",
+    "final_norm": "post_layernorm",
+    "attention_norm": f"encoder.layers.{LAYER}.layer_norm1",
+    "query": f"encoder.layers.{LAYER}.self_attn.q_proj",
+    "key": f"encoder.layers.{LAYER}.self_attn.k_proj",
+    "value": f"encoder.layers.{LAYER}.self_attn.v_proj",
+    "out": f"encoder.layers.{LAYER}.self_attn.out_proj",
+    "mlp_norm": f"encoder.layers.{LAYER}.layer_norm2",
+    "up": f"encoder.layers.{LAYER}.mlp.fc1",
+    "down": f"encoder.layers.{LAYER}.mlp.fc2",
+}
+
+_PLAIN_NAMES = {
+    "patches": "embeddings.patch_embeddings.projection",
+    "class_token": "embeddings.cls_token",
+    "positions": "embeddings.position_embeddings",
+    "final_norm": "layernorm",
+    "attention_norm": f"encoder.layer.{LAYER}.layernorm_before",
+    "query": f"encoder.layer.{LAYER}.attention.attention.query",
+    "key": f"encoder.layer.{LAYER}.attention.attention.key",
+    "value": f"encoder.layer.{LAYER}.attention.attention.value",
+    "out": f"encoder.layer.{LAYER}.attention.output.dense",
+    "mlp_norm": f"encoder.layer.{LAYER}.layernorm_after",
+    "up": f"encoder.layer.{LAYER}.intermediate.dense",
+    "down": f"encoder.layer.{LAYER}.output.dense",
+}
+
+# What files hold beside the image tower: position numbers, the text tower, projections, heads for other tasks.
+_CLIP_OTHERS = r"embeddings\.position_ids|text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale"
+_PLAIN_OTHERS = r"pooler\.dense\.(weight|bias)|classifier\.(weight|bias)"
+
+
+def vit_table(config: ViTConfig) -> Table:
+    """Returns the table for one config; what a file holds for other uses (text tower, classifier) is left out."""
+    clip = config.family == "clip"
+    names = _CLIP_NAMES if clip else _PLAIN_NAMES
+    rules = [*_embedding_rules(config, names), *_block_rules(config, names)]
+    for norm in ("embed_norm", "final_norm") if clip else ("final_norm",):
+        rules.extend(_norm_rules(norm, names[norm], config.width))
+    if config.projection_width:
+        shape = (config.width, config.projection_width)
+        rules.append(Rule("projection/kernel", "visual_projection.weight", shape, shape[::-1], transposed=True))
+    return Table(
+        rules=tuple(rules),
+        layers=config.layers,
+        prefixes=("vision_model.",) if clip else ("vit.",),
+        unprefixed=("visual_projection.weight",),
+        buffers=_CLIP_OTHERS if clip else _PLAIN_OTHERS,
+        tied=None,
+    )
+
+
+def _embedding_rules(config: ViTConfig, names: Mapping[str, str]) -> list[Rule]:
+    clip = config.family == "clip"
+    width, patch = config.width, config.patch_size
+    lead = () if clip else (1,)
+    one = () if clip else (1, 1)
+    rules = [
+        KernelRule(
+            "patches/kernel", f"{names['patches']}.weight", (patch * patch * 3, width), (width, 3, patch, patch)
+        ),
+        Rule("class_token", names["class_token"], (width,), (*one, width)),
+        Rule("positions", names["positions"], (config.tokens, width), (*lead, config.tokens, width)),
+    ]
+    if not clip:
+        rules.append(Rule("patches/bias", f"{names['patches']}.bias", (width,), (width,)))
+    return rules
+
+
+def _block_rules(config: ViTConfig, names: Mapping[str, str]) -> list[Rule]:
+    width, heads = config.width, (config.heads, config.head_width)
+    maps: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+        "query": ((width,), heads),
+        "key": ((width,), heads),
+        "value": ((width,), heads),
+        "out": (heads, (width,)),
+        "up": ((width,), (config.mlp_width,)),
+        "down": ((config.mlp_width,), (width,)),
+    }
+    rules = []
+    for part, (into, outof) in maps.items():
+        inner, outer = math.prod(into), math.prod(outof)
+        kernel = Rule(
+            f"blocks/{part}/kernel", f"{names[part]}.weight", (*into, *outof), (outer, inner), transposed=True
+        )
+        rules += [kernel, Rule(f"blocks/{part}/bias", f"{names[part]}.bias", outof, (outer,))]
+    for part in ("attention_norm", "mlp_norm"):
+        rules.extend(_norm_rules(f"blocks/{part}", names[part], width))
+    return rules
+
+
+def _norm_rules(path: str, name: str, width: int) -> list[Rule]:
+    leaves = (("scale", "weight"), ("bias", "bias"))
+    return [Rule(f"{path}/{ours}", f"{name}.{theirs}", (width,), (width,)) for ours, theirs in leaves]

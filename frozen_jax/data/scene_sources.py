@@ -1,0 +1,70 @@
+"""Sources made of easy-VQA's scenes: captioned pictures for the vision stage, scenes in words for the text stage.
+
+Words come from `scenes.py`, pictures and what they disclose from `easy_vqa.py`. Next in the data flow: `pipeline.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from frozen_jax.data.easy_vqa import EasyVQA
+from frozen_jax.data.records import Question, Record, Source, select, split_holdout
+from frozen_jax.data.scenes import COLOURS, SHAPES, ask_about, list_captions
+from frozen_jax.errors import UserError
+
+HELD_OUT = 300
+"""Captioned training pictures that `easy_vqa:validation` takes away from `easy_vqa:train`."""
+
+
+class CaptionedScenes:
+    """The pictures of easy-VQA whose own questions disclose colour and shape, captioned in every wording."""
+
+    def __init__(self, easy_vqa: EasyVQA):
+        self._pictures = select(easy_vqa, lambda index: easy_vqa.scene(index) is not None)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def ids(self) -> list[str]:
+        """Returns easy-VQA's ids, "train/0" and so on."""
+        return self._pictures.ids()
+
+    def record(self, index: int) -> Record:
+        """Returns a picture with all captions; its tags are (colour, shape)."""
+        record = self._pictures.record(index)
+        colour, shape = record.tags
+        return record._replace(captions=list_captions(colour, shape))
+
+
+class DescribedScenes:
+    """Scenes in words alone: record i, a scene with all its captions and one question, is a pure function of seed and i.
+
+    Neither pictures nor questions of easy-VQA are read.
+    """
+
+    def __init__(self, size: int, *, seed: int):
+        self._size, self._seed = size, seed
+
+    def __len__(self) -> int:
+        return self._size
+
+    def ids(self) -> list[str]:
+        """Returns "scene/0" and so on."""
+        return [f"scene/{index}" for index in range(self._size)]
+
+    def record(self, index: int) -> Record:
+        """Returns a scene without a picture."""
+        rng = np.random.default_rng((self._seed, index))
+        colour, shape = str(rng.choice(COLOURS)), str(rng.choice(SHAPES))
+        question, answer = ask_about(colour, shape, rng)
+        return Record(f"scene/{index}", None, list_captions(colour, shape), (Question(question, (answer,)),))
+
+
+def open_easy_vqa(split: str) -> Source:
+    """Opens `train` (without the held-out pictures), `validation` (the held-out ones) or `test`, captioned."""
+    if split not in ("train", "validation", "test"):
+        raise UserError(f"data: easy_vqa has no split {split!r}; use easy_vqa:train, easy_vqa:validation or easy_vqa:test")
+    if split == "test":
+        return CaptionedScenes(EasyVQA("test"))
+    train, validation = split_holdout(CaptionedScenes(EasyVQA("train")), count=HELD_OUT)
+    return {"train": train, "validation": validation}[split]

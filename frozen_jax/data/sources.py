@@ -1,0 +1,157 @@
+"""From one line of config to a source: "kind:path?option=value", or several of them mixed by weight.
+
+    folder:/data/stamps                                     pictures with .txt captions
+    jsonl:/data/train.jsonl?root=/data/pictures             any table
+    tfds:coco_captions?split=val                            TensorFlow Datasets
+    0.7 * tar:/data/cc3m/*.tar + 0.3 * folder:/data/stamps  a mixture
+
+The kinds are the keys of `KINDS`; each one's options are the keyword arguments of its class or function.
+Next in the data flow: `pipeline.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from frozen_jax.data.annotations import coco_captions, karpathy_split, vqa_pairs
+from frozen_jax.data.easy_vqa import EasyVQA
+from frozen_jax.data.fake import FakeSource
+from frozen_jax.data.folders import ClassFolder, SidecarFolder
+from frozen_jax.data.records import Record, Source
+from frozen_jax.data.tables import CsvTable, JsonLines, TsvTable
+from frozen_jax.data.tar import TarShards
+from frozen_jax.data.tfds_source import TfdsSource
+from frozen_jax.data.tfrecord import array_record_files, tfrecord_files
+from frozen_jax.errors import UserError
+
+
+def _fake(path: str) -> FakeSource:
+    if not path.isdigit():
+        raise UserError(f"data: 'fake:{path}' must give a number of pictures, such as fake:64")
+    return FakeSource(int(path))
+
+
+KINDS: dict[str, Callable[..., Source]] = {
+    "array_record": array_record_files,
+    "classes": ClassFolder,
+    "coco": coco_captions,
+    "csv": CsvTable,
+    "easy_vqa": EasyVQA,
+    "fake": _fake,
+    "folder": SidecarFolder,
+    "jsonl": JsonLines,
+    "karpathy": karpathy_split,
+    "tar": TarShards,
+    "tfds": TfdsSource,
+    "tfrecord": tfrecord_files,
+    "tsv": TsvTable,
+    "vqa": vqa_pairs,
+}
+
+_WEIGHTED = re.compile(r"\s*(?:([0-9.]+)\s*\*\s*)?(\w+:.*?)\s*")
+
+
+def open_source(line: str, *, kinds: Mapping[str, Callable[..., Source]] = KINDS) -> Source:
+    """Opens a source, or a mixture of several joined by " + ", each with an optional weight before " * ".
+
+    Args:
+        line: "kind:path?option=value", see above.
+        kinds: name to class or function whose first parameter is the path; KINDS, with more added if need be.
+
+    Raises:
+        UserError: unknown kind or option, or whatever the source itself finds wrong.
+    """
+    sources, weights = [], []
+    for part in line.split(" + "):
+        match = _WEIGHTED.fullmatch(part)
+        if not match:
+            raise UserError(f"data: source {part!r} is not 'kind:path?option=value'; kinds: {', '.join(kinds)}")
+        weights.append(match[1])
+        sources.append(_open_one(match[2], kinds))
+    if len(sources) == 1 and weights[0] is None:
+        return sources[0]
+    if None in weights and any(weights):
+        raise UserError(f"data: {line!r} weights some sources and not others; give all of them a weight or none")
+    if None in weights:
+        return Mixture(sources, [float(len(source)) for source in sources])
+    try:
+        return Mixture(sources, [float(weight) for weight in weights])
+    except ValueError as error:
+        raise UserError(f"data: {line!r} has a weight that is no number ({error})") from error
+
+
+def _open_one(line: str, kinds: Mapping[str, Callable[..., Source]]) -> Source:
+    kind, _, rest = line.partition(":")
+    path, _, query = rest.partition("?")
+    if kind not in kinds:
+        raise UserError(f"data: source kind {kind!r} is not known; use one of {', '.join(kinds)}")
+    if re.fullmatch(r"[/\w.*-]*\?[/\w.*?-]*", rest):  # a ? of a file pattern, not of options
+        path, query = rest, ""
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    build = kinds[kind]
+    parameters = list(inspect.signature(build).parameters.values())
+    known = {p.name: p for p in parameters[1:]}
+    for option in options:
+        if option not in known:
+            raise UserError(f"data: {kind!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise UserError(f"data: {kind!r} needs the option {name!r}: write {kind}:{path}?{name}=…")
+    return build(path, **options)
+
+
+class Mixture:
+    """Several sources as one, in given proportions.
+
+    One pass draws from each source in proportion to its weight and is just long enough that every record of every
+    source comes at least once; sources with more than their share of weight come round several times.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+        """Computes the length of a pass.
+
+        Args:
+            sources: at least one, none empty.
+            weights: positive, of any sum.
+
+        Raises:
+            UserError: an empty source, or a weight that is not positive.
+        """
+        for number, (source, weight) in enumerate(zip(sources, weights, strict=True)):
+            if not len(source):
+                raise UserError(f"data: source {number} of the mixture holds no records; check its path")
+            if not 0 < weight < math.inf:
+                raise UserError(f"data: weight {weight} of source {number} must be positive; leave the source out")
+        self.sources = list(sources)
+        scale = max(len(source) / weight for source, weight in zip(sources, weights, strict=True))
+        self.draws = [max(len(s), round(scale * w)) for s, w in zip(sources, weights, strict=True)]
+        self._ends = np.cumsum(self.draws)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def ids(self) -> list[str]:
+        """Returns "0:id" for records of the first source, and so on; "0:id#2" when one comes round again."""
+        ids = []
+        for number, (source, draws) in enumerate(zip(self.sources, self.draws, strict=True)):
+            own = source.ids()
+            ids += [_mixed_id(number, own[i % len(own)], i // len(own)) for i in range(draws)]
+        return ids
+
+    def record(self, index: int) -> Record:
+        """Returns the record at `index`."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        place = index - int(self._ends[number]) + self.draws[number]
+        turn, inner = divmod(place, len(self.sources[number]))
+        record = self.sources[number].record(inner)
+        return record._replace(id=_mixed_id(number, record.id, turn))
+
+
+def _mixed_id(number: int, inner: str, turn: int) -> str:
+    return f"{number}:{inner}#{turn + 1}" if turn else f"{number}:{inner}"

@@ -1,0 +1,36 @@
+"""What text a training row holds: captions joined, or a question with its answer. Next in the data flow: `text.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from frozen_jax.config import DataSettings
+from frozen_jax.data.pipeline import TextFunction
+from frozen_jax.data.records import Record
+from frozen_jax.data.text import Text
+
+
+def word_rows(settings: DataSettings) -> TextFunction:
+    """Builds the choice of text for training: captions, and questions for `question_fraction` of the rows.
+
+    A record without a picture is described by one caption where the picture would stand (the text stage):
+
+        picture     SLOT SLOT         Question: … Answer: | red
+        no picture  a red circle      Question: … Answer: | red          what stands behind | carries loss
+    """
+
+    def caption(record: Record, rng: np.random.Generator, *, most: int) -> str:
+        count = int(rng.integers(1, min(most, len(record.captions)) + 1))
+        chosen = rng.choice(len(record.captions), size=count, replace=False)
+        return settings.caption_format.format(caption=". ".join(record.captions[i] for i in chosen))
+
+    def word(record: Record, rng: np.random.Generator) -> Text | None:
+        if record.questions and rng.random() < settings.question_fraction:
+            question = record.questions[rng.integers(len(record.questions))]
+            answer = question.answers[rng.integers(len(question.answers))]
+            prompt = settings.question_format.format(question=question.text)
+            shown = "" if record.image is not None else caption(record, rng, most=1)
+            return Text(settings.answer_format.format(answer=answer), shown + prompt)
+        return Text(caption(record, rng, most=settings.captions_per_example)) if record.captions else None
+
+    return word

@@ -1,0 +1,75 @@
+"""`python -m frozen_jax.main --config=configs/quickstart.py --workdir=DIR`: flags, start-up, one call. No logic here.
+
+The run itself is `run.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from frozen_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Configuration file; single values change by --config.section.name=value.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything that the run writes; it is made if missing.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or evaluate what was trained in --workdir.")
+flags.DEFINE_bool("traceback", False, "Show where in the code an error was found, for reports of defects.")
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    """Parses the flags and loads the config file; whatever is wrong with them becomes one line."""
+    try:
+        rest: list[str] = flags.FLAGS(arguments, known_only=False)
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # a file that failed to load raises when it is first used
+    except (flags.Error, AttributeError, KeyError, OSError, ValueError, TypeError) as error:
+        lines = [line.strip() for line in str(error).replace("\\n", " ").splitlines() if line.strip()]
+        raised = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
+        reason = raised[-1] if raised else " ".join(lines)
+        raise UserError(f"the flags or the config file: {reason} (see --help)") from error
+    return rest
+
+
+def _main(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+        raise UserError(f"unknown argument {arguments[1]!r}; settings are given as --config.section.name=value")
+    for flag in (_CONFIG, _WORKDIR):
+        if flag.value is None:
+            raise UserError(
+                f"--{flag.name} is missing; for example: python -m frozen_jax.main --config=configs/quickstart.py "
+                "--workdir=runs/quickstart"
+            )
+    logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
+    import jax
+
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize()
+    from frozen_jax.config import from_config_dict
+    from frozen_jax.run import run
+
+    run(from_config_dict(_CONFIG.value), Path(_WORKDIR.value), mode=_MODE.value)
+
+
+def main() -> None:
+    """Runs, and turns every error that a user can mend into one line and exit status 1."""
+    try:
+        app.run(_main, flags_parser=_parse)
+    except UserError as error:
+        if "--traceback" in sys.argv:  # the flags themselves may be what is wrong
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

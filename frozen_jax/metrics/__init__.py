@@ -1,0 +1,1 @@
+"""Metrics in numpy, by the rules of their official implementations."""

@@ -1,0 +1,121 @@
+"""Frozen: image prefixes in the slots of a token sequence, read by a frozen language model. The only file that knows
+both towers. Before it in the data flow: `batch.py`; after it: `steps.py` (loss) and `decode.py` (text).
+
+    tokens      bos  SLOT SLOT  a    red  dot
+    embeddings  w    i_0  i_1   w    w    w        w: the language model's own embedding, i: prefix vectors of the image
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from frozen_jax.batch import PAD, SLOT
+from frozen_jax.models.masks import causal_mask, positions_from_mask
+from frozen_jax.models.prefix import Prefix
+from frozen_jax.state import Params
+
+
+def insert_slots(
+    embeddings: Float[Array, "B S D"], tokens: Int[Array, "B S"], prefixes: Float[Array, "B I P D"]
+) -> Float[Array, "B S D"]:
+    """Puts the prefix vectors of a row's images, in order, into its slots, from left to right.
+
+        tokens      7  SLOT SLOT  9  SLOT SLOT      I = 2, P = 2
+        result      w  a_0  a_1   w  b_0  b_1
+
+    The row must have I x P slots (`batch.validate`).
+    """
+    rows, images, length, width = prefixes.shape
+    flat = prefixes.reshape(rows, images * length, width).astype(embeddings.dtype)
+    is_slot = tokens == SLOT
+    order = jnp.clip(jnp.cumsum(is_slot, axis=1) - 1, 0, images * length - 1)
+    return jnp.where(is_slot[:, :, None], jnp.take_along_axis(flat, order[:, :, None], axis=1), embeddings)
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """The towers, without parameters: hashable, so that compiled functions are shared between runs of one process.
+
+    Attributes:
+        lm: language model (`models.lm`).
+        vision: encoder (`models.vision`) or None for text alone.
+        prefix: pooled feature to P vectors, or None.
+    """
+
+    lm: nn.Module
+    vision: nn.Module | None = None
+    prefix: Prefix | None = None
+
+    @property
+    def prefix_length(self) -> int:
+        """P; 0 without an encoder."""
+        return self.prefix.length if self.prefix is not None else 0
+
+    def init_vision(self, rng: Key[Array, ""], *, image_size: int) -> Params:
+        """Draws the parameters of encoder and prefix: {"vision": …, "prefix": …}, or {} without an encoder."""
+        if self.vision is None or self.prefix is None:
+            return {}
+        vision_rng, prefix_rng = jax.random.split(rng)
+        images = jnp.zeros((1, image_size, image_size, 3), jnp.uint8)
+        vision = self.vision.init(vision_rng, images)["params"]
+        pooled = jnp.zeros((1, self.vision.width), jnp.float32)
+        return {"vision": vision, "prefix": self.prefix.init(prefix_rng, pooled)["params"]}
+
+    def init_lm(self, rng: Key[Array, ""]) -> Params:
+        """Draws the parameters of a language model that is trained from scratch: {"lm": …}."""
+        return {"lm": self.lm.init(rng, jnp.zeros((1, 2), jnp.int32))["params"]}
+
+    def embed_images(
+        self, params: Params, images: UInt8[Array, "B I height width 3"], *, rng: Key[Array, ""] | None = None
+    ) -> Float[Array, "B I P D"]:
+        """Encodes images to prefix vectors. With `rng` dropout is on (training)."""
+        assert self.vision is not None and self.prefix is not None
+        rows, count = images.shape[:2]
+        keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
+        deterministic = rng is None
+        flat = images.reshape(rows * count, *images.shape[2:])
+        pooled = self.vision.apply({"params": params["vision"]}, flat, deterministic=deterministic, rngs=keys).pooled
+        vectors = self.prefix.apply({"params": params["prefix"]}, pooled, deterministic=deterministic, rngs=keys)
+        return vectors.reshape(rows, count, *vectors.shape[1:])
+
+    def embed(
+        self, params: Params, tokens: Int[Array, "B S"], prefixes: Float[Array, "B I P D"] | None
+    ) -> Float[Array, "B S D"]:
+        """Embeds words and puts the images' vectors into their slots; padding gets the embedding of word 0."""
+        words = jnp.maximum(tokens, 0)  # slots and padding are negative; what stands there is replaced or masked out
+        embeddings = self.lm.apply({"params": params["lm"]}, words, method="embed")
+        return embeddings if prefixes is None else insert_slots(embeddings, tokens, prefixes)
+
+    def run_lm(
+        self,
+        params: Params,
+        embeddings: Float[Array, "B S D"],
+        input_mask: Bool[Array, "B S"],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B S D2"]:
+        """Runs the language model's layers over a whole sequence, without a cache."""
+        hidden, _ = self.lm.apply(
+            {"params": params["lm"]},
+            embeddings,
+            positions=positions_from_mask(input_mask),
+            mask=causal_mask(input_mask),
+            deterministic=rng is None,
+            rngs={} if rng is None else {"dropout": jax.random.fold_in(rng, 2)},
+            method="stack",
+        )
+        return hidden
+
+    def logits(self, params: Params, hidden: Float[Array, "B S D2"]) -> Float[Array, "B S V"]:
+        """Scores every word at each position."""
+        return self.lm.apply({"params": params["lm"]}, hidden, method="logits")
+
+
+def input_mask(tokens: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+    """True where a position holds a word or an image."""
+    return tokens != PAD

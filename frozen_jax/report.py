@@ -1,0 +1,115 @@
+"""The report of a run: one JSON file, the same figures in Markdown, and a picture of samples.
+
+What is measured comes from `tasks/`; nothing is computed here but how it is written.
+"""
+
+from __future__ import annotations
+
+import resource
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frozen_jax.config import Config
+from frozen_jax.telemetry import format_table
+from frozen_jax.train import Trained
+from frozen_jax.workdir import write_json_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    from frozen_jax.tasks.easy_vqa import TestSet
+
+SAMPLES = 12
+QUESTIONS_PER_SAMPLE = 3
+
+
+class Report:
+    """Figures by section; percentages are 0..100."""
+
+    def __init__(self, config: Config, trained: Trained, device_kind: str):
+        """Starts with what training says about itself."""
+        progress = trained.progress
+        self._config = config
+        self.figures: dict[str, Any] = {
+            "train": {
+                "steps": progress.step,
+                "best_step": progress.best_step,
+                "best_validation_loss": round(progress.best_loss, 4),
+                "stopped_early": progress.step < config.train.steps,
+                "examples_per_s": round(progress.examples_per_s, 1),
+                "tokens_per_s": round(progress.examples_per_s * config.data.max_tokens, 1),
+            },
+            "device": device_kind,
+        }
+
+    def add(self, section: str, **figures: Any) -> None:
+        """Adds figures to a section."""
+        self.figures.setdefault(section, {}).update(figures)
+
+    def write(self, directory: Path, *, wall_s: float) -> dict[str, Any]:
+        """Writes report.json and report.md, prints the table and returns the figures."""
+        settings = self._config.evaluate
+        self.add(
+            "decoding",
+            method="greedy, open-ended",
+            stop=f"end-of-text token or {settings.max_new_tokens} new tokens",
+            question_prompt="[img]" + self._config.data.question_format,
+            caption_prompt="[img]",
+        )
+        self.figures["wall_s"] = round(wall_s, 1)
+        self.figures["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        table = format_table(("figure", "value"), [(name, _show(value)) for name, value in _flatten(self.figures)])
+        write_json_atomic(directory / "report.json", self.figures)
+        text = f"# Report\n\nAccuracies and matches are percentages.\n\n{table}\n"
+        write_text_atomic(directory / "report.md", text)
+        print(table)
+        return self.figures
+
+
+def draw_samples(path: Path, tests: TestSet, captions: Sequence[str], answers: Sequence[str]) -> None:
+    """Draws a grid of test pictures with their truth, the caption and a few answers; wrong ones are red.
+
+    Args:
+        path: a PNG file.
+        tests: pictures and questions.
+        captions: one for each picture.
+        answers: one for each question.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    by_picture: dict[int, list[tuple[str, str, str]]] = {}
+    for question, answer in zip(tests.questions, answers, strict=True):
+        by_picture.setdefault(question.image_index, []).append((question.question, answer.strip(), question.answer))
+    chosen = [row for row in by_picture if tests.scenes[row]][:SAMPLES]
+    figure, axes = pyplot.subplots(3, 4, figsize=(15, 13.5))
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, row in zip(axes.flat, chosen, strict=False):
+        axis.imshow(tests.images[row])
+        axis.set_title(f"truth: {' '.join(tests.scenes[row] or ())}", fontsize=10, loc="left")
+        lines = [(f"caption: {captions[row]}", "black")]
+        for question, answer, truth in by_picture[row][:QUESTIONS_PER_SAMPLE]:
+            lines.append((f"{question} → {answer}", "darkgreen" if answer == truth else "crimson"))
+        place = -0.04
+        for line, colour in lines:
+            wrapped = textwrap.fill(line, 44)
+            axis.text(0, place, wrapped, transform=axis.transAxes, fontsize=9, va="top", color=colour)
+            place -= 0.075 * (1 + wrapped.count("\n"))
+    figure.subplots_adjust(left=0.02, right=0.99, top=0.97, bottom=0.09, hspace=0.5, wspace=0.06)
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def _flatten(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in figures.items():
+        name = f"{prefix}{key}"
+        rows += _flatten(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return rows
+
+
+def _show(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

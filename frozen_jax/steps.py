@@ -1,0 +1,160 @@
+"""Loss, training step and evaluation step: pure functions, no jit, no I/O. Next in the data flow: `train.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from frozen_jax.batch import Batch
+from frozen_jax.models.frozen import FrozenModel, input_mask
+from frozen_jax.state import Params, TrainState, merge
+
+
+class LossOptions(NamedTuple):
+    """Switches of the training loss; evaluation uses the defaults.
+
+    Attributes:
+        label_smoothing: share of the target that is spread evenly over the vocabulary.
+        embedding_noise: deviation of Gaussian noise on the embeddings, relative to their RMS.
+        lm_dropout: the language model's own dropout acts; off while it is frozen, where it would be noise alone.
+    """
+
+    label_smoothing: float = 0.0
+    embedding_noise: float = 0.0
+    lm_dropout: bool = False
+
+
+class LossParts(NamedTuple):
+    """Un-normalised loss of a batch; sums over examples, hosts and micro-batches stay exact.
+
+    Attributes:
+        loss_sum: nats, over the predicted words.
+        count: predicted words.
+        correct_sum: words whose logit was the highest.
+    """
+
+    loss_sum: Float[Array, ""]
+    count: Float[Array, ""]
+    correct_sum: Float[Array, ""]
+
+
+def gather_predictions(
+    hidden: Float[Array, "B S D"], batch: Batch, *, slots: int
+) -> tuple[Float[Array, "B S2 D"], Int[Array, "B S2"], Float[Array, "B S2"]]:
+    """Picks the states that predict a word with loss, and those words: logits are computed there and nowhere else.
+
+    The state at position s predicts the token at s + 1. Image slots are never predicted, so a row of S tokens has at
+    most S - 1 - slots predictions; they are packed to the left, because shapes must not depend on values.
+
+        tokens     bos  SLOT SLOT a    red  eos  PAD
+        loss_mask   0    0    0    1    1    1    0
+        gathered   (state 2, a) (state 3, red) (state 4, eos) and one place without loss
+
+    Args:
+        slots: image slots in each row, I x P.
+    """
+    targets, mask = batch.tokens[:, 1:], batch.loss_mask[:, 1:]
+    order = jnp.argsort(-mask, axis=1, stable=True)[:, : targets.shape[1] - slots]
+    states = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
+    return states, jnp.take_along_axis(targets, order, axis=1), jnp.take_along_axis(mask, order, axis=1)
+
+
+def loss_fn(
+    params: Params,
+    model: FrozenModel,
+    batch: Batch,
+    *,
+    rng: Key[Array, ""] | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008 (immutable)
+) -> LossParts:
+    """Next-word loss on the words that `loss_mask` marks, given everything before them.
+
+    Args:
+        params: the whole tree, {"lm": …, "vision": …, "prefix": …}.
+        batch: as `batch.validate` accepts it.
+        rng: turns dropout on (training); None for evaluation.
+        options: training switches.
+
+    Source: Tsimpoukelli et al., arXiv 2106.13884, section 3.1.
+    """
+    images = batch.images.shape[1]
+    prefixes = model.embed_images(params, batch.images, rng=rng) if images else None
+    embeddings = model.embed(params, batch.tokens, prefixes)
+    mask = input_mask(batch.tokens)
+    if options.embedding_noise and rng is not None:
+        size = options.embedding_noise * jnp.sqrt(jnp.mean(jnp.square(embeddings)))
+        embeddings += size * jax.random.normal(jax.random.fold_in(rng, 3), embeddings.shape, embeddings.dtype)
+    hidden = model.run_lm(params, embeddings, mask, rng=rng if options.lm_dropout else None)
+    states, targets, weights = gather_predictions(hidden, batch, slots=images * model.prefix_length)
+    logits = model.logits(params, states).astype(jnp.float32)
+    words = jnp.maximum(targets, 0)  # places without loss may hold SLOT or PAD
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, words)
+    if options.label_smoothing:
+        even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+        losses = (1 - options.label_smoothing) * losses + options.label_smoothing * even
+    correct = (jnp.argmax(logits, axis=-1) == words).astype(jnp.float32)
+    return LossParts(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
+
+
+TrainStep = Callable[[TrainState, Params, Batch, Key[Array, ""]], tuple[TrainState, dict[str, Array]]]
+
+
+def make_train_step(
+    model: FrozenModel, optimiser: optax.GradientTransformation, *, accumulate: int, options: LossOptions
+) -> TrainStep:
+    """Builds `step(state, frozen, batch, rng) -> (state, metrics)`; the caller jits it and donates `state`.
+
+    The gradient is taken with respect to `state.trainable` alone: the frozen tree is an argument that is read, never
+    returned, and has neither gradient nor optimiser state.
+
+    Args:
+        accumulate: micro-batches that the batch is cut into; gradients are summed and divided by all words once.
+        options: training switches of the loss.
+    """
+
+    def sum_loss(trainable: Params, frozen: Params, batch: Batch, rng: Any) -> tuple[Array, LossParts]:
+        parts = loss_fn(merge(trainable, frozen), model, batch, rng=rng, options=options)
+        return parts.loss_sum, parts
+
+    gradient = jax.grad(sum_loss, has_aux=True)
+
+    def step(
+        state: TrainState, frozen: Params, batch: Batch, rng: Key[Array, ""]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        if accumulate == 1:
+            grads, parts = gradient(state.trainable, frozen, batch, rng)
+        else:
+            micro = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+            keys = jax.random.split(rng, accumulate)
+
+            def add(total: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, gradient(state.trainable, frozen, *inputs)), None
+
+            zeros = (jax.tree.map(jnp.zeros_like, state.trainable), LossParts(*[jnp.float32(0)] * 3))
+            (grads, parts), _ = jax.lax.scan(add, zeros, (micro, keys))
+        count = jnp.maximum(parts.count, 1)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {
+            "loss": parts.loss_sum / count,
+            "token_accuracy": parts.correct_sum / count,
+            "grad_norm": optax.tree.norm(grads),
+        }
+        return TrainState(trainable, opt_state), metrics
+
+    return step
+
+
+def make_eval_step(model: FrozenModel) -> Callable[[Params, Params, Batch], LossParts]:
+    """Builds `step(trainable, frozen, batch) -> LossParts`, without dropout or training switches."""
+
+    def step(trainable: Params, frozen: Params, batch: Batch) -> LossParts:
+        return loss_fn(merge(trainable, frozen), model, batch)
+
+    return step

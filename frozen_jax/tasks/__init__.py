@@ -1,0 +1,1 @@
+"""Tasks: prompts and scoring for one job each, over a trained model."""

@@ -1,0 +1,132 @@
+"""`python -m frozen_jax.tools.data_check --config=FILE`: reads all of a config's data and says what is in it.
+
+Prints the figures, writes `NAME.json`, `NAME.manifest` and `NAME.png` (a grid of samples) to `--output`, and exits with
+status 1 if any item is bad. `--source` checks one source without a config. The work is done in `data/inspection.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from frozen_jax.build import resolve_path
+from frozen_jax.data.catalogue import OPENERS
+from frozen_jax.data.images import ImageOptions
+from frozen_jax.data.inspection import inspect_source, sample_grid, write_manifest
+from frozen_jax.data.sources import KINDS, open_source
+from frozen_jax.errors import UserError
+from frozen_jax.tokenizer import Tokenizer
+
+
+def read_config(name: str) -> Any:
+    """Returns the config of a file, "file.py" or "file.py:argument".
+
+    Raises:
+        UserError: no such file, or it has no get_config.
+    """
+    path, _, argument = name.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--config={path} is not a file; give a file of configs/")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise UserError(f"--config={path} has no get_config function; is it a config?")
+    return get_config(*([argument] if argument else []))
+
+
+def check(
+    line: str, *, name: str, size: int, output: Path, encode: Callable[[str], Sequence[int]] | None, vocab_size: int
+) -> dict[str, Any]:
+    """Inspects one source, prints and writes what was found, and returns the figures.
+
+    Args:
+        line: the source, as in a config.
+        name: of the files that are written.
+        size: of pictures, in pixels.
+        output: folder for the files.
+        encode: text to token ids, or None.
+        vocab_size: of the tokenizer; 0 without one.
+
+    Raises:
+        UserError: the source cannot be opened.
+    """
+    source, images = open_source(line, kinds={**KINDS, **OPENERS}), ImageOptions(size)
+
+    def tell(done: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} of {len(source)}", end="", file=sys.stderr)
+
+    found = inspect_source(source, images=images, encode=encode, progress=tell)
+    figures = {"source": line, **found.summary(vocab_size=vocab_size)}
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{name}.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_manifest(found, output / f"{name}.manifest")
+    Image.fromarray(sample_grid(source, images=images)).save(output / f"{name}.png")
+    print_figures(figures)
+    return figures
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Prints the figures in the order of a reader's questions: what, how much, how long, how large, what is wrong."""
+    print(f"{figures['source']}: {figures['records']} records, {figures['with_picture']} with a picture")
+    print(f"  captions {figures['captions']}, questions {figures['questions']}, repeated {figures['repeated']}")
+    print(f"  words per caption: mean {figures['caption_words']['mean']}, {figures['caption_words']['quantiles']}")
+    if "vocabulary" in figures:
+        vocabulary = figures["vocabulary"]
+        print(
+            f"  tokens per caption: mean {figures['caption_tokens']['mean']}, {figures['caption_tokens']['quantiles']}"
+        )
+        print(f"  vocabulary used: {vocabulary['used']} of {vocabulary['size']}")
+    print(f"  width {figures['image_width']}\n  height {figures['image_height']}\n  files {figures['image_forms']}")
+    print(f"  sha256 {figures['sha256']}")
+    for reason, entry in figures["bad"].items():
+        print(f"  BAD {reason}: {entry['count']}, such as {', '.join(entry['ids'][:3])}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line; exit status 1 if an item is bad or the data cannot be opened."""
+    parser = argparse.ArgumentParser(prog="python -m frozen_jax.tools.data_check", description="Checks training data.")
+    parser.add_argument("--config", help="a config; its data.train and data.validation are checked")
+    parser.add_argument("--source", help="one source in place of a config, such as folder:/data/stamps")
+    parser.add_argument("--size", type=int, default=0, help="pixels; by default the config's, or 64")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; by default the language model's")
+    parser.add_argument("--output", type=Path, default=Path("data_check"), help="folder for what is written")
+    given = parser.parse_args(arguments)
+    try:
+        sources, size, folder = {"source": given.source}, given.size or 64, given.tokenizer
+        if given.config:
+            config = read_config(given.config)
+            sources = {"train": config.data.train, "validation": config.data.validation}
+            size = given.size or config.data.image_size
+            if not folder and Path(resolve_path(config.lm.path)).joinpath("tokenizer.json").is_file():
+                folder = Path(resolve_path(config.lm.path))
+        if not any(sources.values()):
+            raise UserError("nothing to check: give --config=FILE or --source=KIND:PATH")
+        tokenizer = Tokenizer.from_directory(folder) if folder else None
+        results = [
+            check(
+                line,
+                name=name,
+                size=size,
+                output=given.output,
+                encode=tokenizer.encode if tokenizer else None,
+                vocab_size=tokenizer.vocab_size if tokenizer else 0,
+            )
+            for name, line in sources.items()
+            if line
+        ]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    if any(figures["bad"] for figures in results):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

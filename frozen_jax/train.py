@@ -1,0 +1,228 @@
+"""The training loop, read top to bottom: build, restore, step, log, evaluate, save. Next: `tasks/` for the report.
+
+No names of data sets or models here, no device code (`sharding.py`), no gradient (`steps.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from frozen_jax.batch import validate
+from frozen_jax.build import Towers
+from frozen_jax.checkpoint import Checkpoints
+from frozen_jax.config import Config, OptimSettings
+from frozen_jax.data.order import Position
+from frozen_jax.data.pipeline import Pipeline
+from frozen_jax.errors import UserError
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.optim import make_optimiser
+from frozen_jax.sharding import by_example, put_batch, put_replicated, replicated
+from frozen_jax.state import LabelRules, Params, TrainState
+from frozen_jax.steps import LossOptions, LossParts, make_eval_step, make_train_step
+from frozen_jax.telemetry import Telemetry, check_finite
+
+
+class Progress(NamedTuple):
+    """Everything about a run that is not an array; a checkpoint keeps it as JSON.
+
+    Attributes:
+        step: optimiser steps done.
+        epoch: passes over the training source that are complete.
+        index: samples of the present pass already used.
+        best_loss: lowest validation loss so far, in nats per word.
+        best_step: where it was reached.
+        stale: evaluations since then.
+        finished: no step is left to do, because of the count or of early stopping.
+        examples_per_s: of the newest start, compilation, evaluation and saving left out; 0 before it is known.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    stale: int = 0
+    finished: bool = False
+    examples_per_s: float = 0.0
+
+
+class Trained(NamedTuple):
+    """Result of training: the parameters of the best step, and how it went."""
+
+    trainable: Params
+    progress: Progress
+
+
+@functools.lru_cache(maxsize=8)
+def compile_train_step(
+    model: FrozenModel, optim: OptimSettings, rules: LabelRules, options: LossOptions, steps: int, mesh: Mesh
+) -> Any:
+    """Jits the training step: state donated, every output's sharding stated. Runs of one process share it."""
+    optimiser = make_optimiser(optim, rules, steps=steps)
+    step = make_train_step(model, optimiser, accumulate=optim.accumulate, options=options)
+    everywhere, rows = replicated(mesh), by_example(mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(everywhere, everywhere, rows, everywhere),
+        out_shardings=(everywhere, everywhere),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def compile_eval_step(model: FrozenModel, mesh: Mesh) -> Any:
+    """Jits the evaluation step; the sums over all hosts come back on every device."""
+    everywhere, rows = replicated(mesh), by_example(mesh)
+    return jax.jit(make_eval_step(model), in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere)
+
+
+def train(
+    config: Config,
+    towers: Towers,
+    training: Pipeline,
+    validation: Pipeline,
+    *,
+    mesh: Mesh,
+    directory: Path,
+    checkpoints: Checkpoints,
+) -> Trained:
+    """Trains until `train.steps`, or `train.patience` evaluations that bring nothing; returns the best parameters.
+
+    A run that was interrupted goes on from its newest checkpoint; one that had finished returns at once.
+
+    Args:
+        config: the run.
+        towers: fresh parameters and modules; the trainable ones are donated.
+        training: endless batches.
+        validation: one pass, for early stopping.
+        mesh: from `sharding.make_mesh`.
+        directory: gets metrics and events.
+        checkpoints: of this directory.
+
+    Raises:
+        UserError: a loss or gradient that is not finite (with step and sample ids), a batch that does not fit, a
+            checkpoint of another run, a full disk.
+    """
+    settings = config.train
+    options = LossOptions(
+        label_smoothing=config.optim.label_smoothing,
+        embedding_noise=settings.embedding_noise,
+        lm_dropout=config.lm.mode != "frozen",
+    )
+    step_fn = compile_train_step(towers.model, config.optim, towers.rules, options, settings.steps, mesh)
+    frozen = put_replicated(towers.frozen, mesh)
+    state, progress = restore_latest(checkpoints, init_state(config, towers, mesh=mesh))
+    root = jax.random.key(config.seed)
+    vocab_size = towers.model.lm.config.vocab_size
+
+    telemetry = Telemetry(
+        directory,
+        total_steps=settings.steps,
+        examples_per_step=settings.batch_size,
+        resume_step=progress.step or None,
+    )
+    pending: list[tuple[int, dict[str, Any], np.ndarray]] = []
+    with contextlib.closing(telemetry):
+        for position, batch in training.iterate(Position(progress.epoch, progress.index)):
+            if progress.finished:
+                break
+            validate(batch, prefix_length=towers.model.prefix_length, vocab_size=vocab_size)
+            step = progress.step + 1
+            state, metrics = step_fn(state, frozen, put_batch(batch, mesh), jax.random.fold_in(root, step))
+            pending.append((step, metrics, batch.sample_ids))
+            done = step == settings.steps
+            evaluating = done or step % settings.evaluate_every == 0
+            saving = done or evaluating or step % config.checkpoint.every == 0
+            progress = progress._replace(step=step, epoch=position.epoch, index=position.index)
+            if step % settings.log_every == 0 or saving:
+                _flush(pending, telemetry)
+            if not saving:
+                continue
+            if evaluating:
+                scores = evaluate(validation, towers.model, state.trainable, frozen, mesh=mesh)
+                telemetry.log(step, scores, kind="validation")
+                progress = judge(progress, scores["loss"], patience=settings.patience)
+            progress = progress._replace(finished=progress.finished or done)
+            if math.isfinite(telemetry.examples_per_s):
+                progress = progress._replace(examples_per_s=telemetry.examples_per_s)
+            best = evaluating and progress.best_step == step
+            checkpoints.save(step, state, position=progress._asdict(), best=best)
+    checkpoints.wait()
+    return restore_best(checkpoints, state)
+
+
+def init_state(config: Config, towers: Towers, *, mesh: Mesh) -> TrainState:
+    """Returns the state before the first step, on the devices."""
+    optimiser = make_optimiser(config.optim, towers.rules, steps=config.train.steps)
+    trainable = put_replicated(towers.trainable, mesh)
+    return TrainState(trainable, jax.jit(optimiser.init, out_shardings=replicated(mesh))(trainable))
+
+
+def restore_best(checkpoints: Checkpoints, state: TrainState) -> Trained:
+    """Returns the parameters of the best checkpoint (the newest, before any evaluation) and the newest progress.
+
+    Args:
+        state: gives shapes, dtypes and shardings.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    if checkpoints.latest_step() is None:
+        raise UserError(f"{checkpoints.directory}: no checkpoint of a run; train first, with --mode=train")
+    latest, progress = restore_latest(checkpoints, state)
+    best_step = checkpoints.best_step()
+    if best_step is not None and best_step != progress.step:
+        latest, _ = checkpoints.restore(best_step, state)
+    return Trained(latest.trainable, progress)
+
+
+def restore_latest(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Progress]:
+    """Returns the newest checkpoint's state and progress, or the given state and a fresh start."""
+    latest = checkpoints.latest_step()
+    if latest is None:
+        return state, Progress()
+    state, position = checkpoints.restore(latest, state)
+    return state, Progress(**position)
+
+
+def judge(progress: Progress, loss: float, *, patience: int) -> Progress:
+    """Early stopping: compares a validation loss with the best so far; `patience` 0 never stops."""
+    if loss < progress.best_loss:
+        return progress._replace(best_loss=loss, best_step=progress.step, stale=0)
+    stale = progress.stale + 1
+    return progress._replace(stale=stale, finished=bool(patience) and stale >= patience)
+
+
+def evaluate(
+    pipeline: Pipeline, model: FrozenModel, trainable: Params, frozen: Params, *, mesh: Mesh
+) -> dict[str, float]:
+    """Returns loss (nats per word), perplexity and next-word accuracy over one pass of `pipeline`."""
+    step = compile_eval_step(model, mesh)
+    total = LossParts(*np.zeros(3))
+    for batch in pipeline.evaluation_batches():
+        parts = jax.device_get(step(trainable, frozen, put_batch(batch, mesh)))
+        total = LossParts(*[sum_ + float(part) for sum_, part in zip(total, parts, strict=True)])
+    loss = total.loss_sum / total.count
+    return {
+        "loss": float(loss),
+        "perplexity": math.exp(min(loss, 700.0)),
+        "token_accuracy": float(total.correct_sum / total.count),
+    }
+
+
+def _flush(pending: list[tuple[int, dict[str, Any], np.ndarray]], telemetry: Telemetry) -> None:
+    """Fetches the metrics of the steps since the last flush, stops at the first that is not finite, logs the newest."""
+    fetched = jax.device_get([metrics for _, metrics, _ in pending])
+    for (step, _, sample_ids), metrics in zip(pending, fetched, strict=True):
+        scalars = {name: float(value) for name, value in metrics.items()}
+        check_finite(step, scalars, sample_ids)
+    telemetry.log(step, scalars, kind="train")
+    pending.clear()

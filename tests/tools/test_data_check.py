@@ -1,0 +1,83 @@
+"""The data check: right counts, exit status 1 when something is bad, a manifest that tells two sets apart."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from frozen_jax.tools.data_check import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    for number in range(6):
+        pixels = np.full((10 + number, 20, 3), 40 * number, np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        (root / f"{number}.txt").write_text("a grey picture" if number < 4 else f"picture {number}")
+    return root
+
+
+def run(folder, output, *, status):
+    arguments = [f"--source=folder:{folder}", f"--output={output}", "--size=16"]
+    if status:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == status
+    else:
+        main(arguments)
+    return json.loads((output / "source.json").read_text())
+
+
+def test_a_good_set(folder, tmp_path, capsys):
+    figures = run(folder, tmp_path / "out", status=0)
+    assert (figures["records"], figures["with_picture"], figures["captions"], figures["bad"]) == (6, 6, 6, {})
+    assert figures["repeated"] == {"ids": 0, "pictures": 0, "captions": 3}
+    assert figures["caption_words"]["histogram"] == {"2": 2, "3": 4}
+    assert figures["image_height"]["0%"] == 10 and figures["image_height"]["100%"] == 15
+    assert figures["image_forms"] == {"PNG RGB": 6}
+    assert Image.open(tmp_path / "out/source.png").width > 400
+    assert "6 records" in capsys.readouterr().out
+
+
+def test_the_manifest_tells_what_changed(folder, tmp_path):
+    first = run(folder, tmp_path / "a", status=0)
+    assert run(folder, tmp_path / "b", status=0)["sha256"] == first["sha256"]
+    (folder / "3.txt").write_text("another caption")
+    assert run(folder, tmp_path / "b", status=0)["sha256"] != first["sha256"]
+    lines = [(tmp_path / name / "source.manifest").read_text().splitlines() for name in "ab"]
+    assert [a == b for a, b in zip(*lines, strict=True)] == [True, True, True, False, True, True]
+
+
+def test_bad_items_are_listed_and_the_status_is_1(folder, tmp_path, capsys):
+    (folder / "1.png").write_bytes(b"no picture at all")
+    (folder / "2.txt").unlink()
+    (folder / "5.png").unlink()
+    figures = run(folder, tmp_path / "out", status=1)
+    assert {reason: entry["ids"] for reason, entry in figures["bad"].items()} == {
+        "no picture": ["5"], "no text": ["2.png"], "not a picture": ["1.png"],
+    }  # fmt: skip
+    assert "BAD not a picture: 1, such as 1.png" in capsys.readouterr().out
+
+
+def test_a_config_is_checked_whole(tmp_path, capsys):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(size='4'):\n"
+        "    data = {'train': 'fake:' + size, 'validation': 'fake:2', 'image_size': 16}\n"
+        "    return ConfigDict({'data': data, 'lm': {'path': ''}})\n"
+    )
+    main([f"--config={config}:6", f"--output={tmp_path / 'out'}"])
+    written = [json.loads((tmp_path / f"out/{name}.json").read_text()) for name in ("train", "validation")]
+    assert [figures["records"] for figures in written] == [6, 2]
+    for arguments, message in (
+        ([], "nothing to check"),
+        (["--config=/none.py"], "not a file"),
+        (["--source=folder:/none"], "not a folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*arguments, f"--output={tmp_path / 'out'}"])
+        assert message in capsys.readouterr().err
