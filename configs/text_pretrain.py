@@ -32,9 +32,9 @@ def get_config() -> ConfigDict:
     }
     config.data.train = "scene_text:1"
     config.data.validation = "scene_text:2"
-    config.data.max_tokens = 28
+    config.data.max_tokens = 34
     config.data.captions_per_example = 2
-    config.data.question_fraction = 0.9
+    config.data.question_fraction = 0.92
     config.data.bos = True
     config.data.caption_format = " {caption}"
     config.data.question_format = " Question: {question} Answer:"
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.optim.beta2 = 0.98
     config.optim.weight_decay = 0.01
     config.optim.clip_norm = 1.0
-    config.train.steps = 3000
+    config.train.steps = 1600
     config.train.batch_size = 128
     config.train.log_every = 50
     config.train.evaluate_every = 250

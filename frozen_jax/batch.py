@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Array, Float32, Int32, UInt8
 
 from frozen_jax.errors import UserError
 
@@ -32,7 +32,7 @@ PAD = -2
 
 
 class Batch(NamedTuple):
-    """One global batch of training or scoring examples.
+    """One global batch of training or scoring examples: numpy on the host, then jax on the devices.
 
     Attributes:
         images: pixels 0..255, RGB. I = 0 for text-only training.
@@ -41,10 +41,10 @@ class Batch(NamedTuple):
         sample_ids: number of the example in its source, for error messages and replay.
     """
 
-    images: UInt8[np.ndarray, "B I height width 3"]
-    tokens: Int32[np.ndarray, "B S"]
-    loss_mask: Float32[np.ndarray, "B S"]
-    sample_ids: Int32[np.ndarray, " B"]
+    images: UInt8[Array | np.ndarray, "B I height width 3"]
+    tokens: Int32[Array | np.ndarray, "B S"]
+    loss_mask: Float32[Array | np.ndarray, "B S"]
+    sample_ids: Int32[Array | np.ndarray, " B"]
 
 
 def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: what is trained, the optimiser, the position, early stopping; never the frozen language model.
 
 Lives here: atomic asynchronous saving over Orbax, retention, checks on restore.
-Does not live here: the digest of an array (digests.py), when to save and what a position means (train.py), the workdir and its lock (workdir.py).
+Does not live here: the digest (digests.py), when to save and what a position means (train.py), the lock (workdir.py).
 Next in the data flow: train.py puts a restored state back on the mesh and goes on with its position.
 
 On disk, one directory per step; it appears by a single rename after everything in it is written:

@@ -233,7 +233,8 @@ def _build(kind: type, given: Mapping[str, Any], path: str) -> Any:
     values = {}
     for key, value in given.items():
         name, hint = f"{path}.{key}", hints[key]
-        values[key] = _build(hint, value, name) if dataclasses.is_dataclass(hint) else _convert(hint, value, name)
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        values[key] = _build(hint, value, name) if nested else _convert(hint, value, name)
     return kind(**values)
 
 

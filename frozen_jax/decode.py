@@ -235,8 +235,8 @@ def _generate(
     def advance(carry: tuple[Array, Any, Cache]) -> tuple[Array, Any, Cache]:
         step, state, cache = carry
         if beams > 1:
-            # All beams of an example share its prompt: only what was generated has to move.
-            cache = jax.tree.map(lambda x: x.at[:, :, prompt:].set(x[:, state.parents, prompt:]), cache)
+            # All beams of an example share its prompt: only what was generated has to move (axis 3 is position).
+            cache = jax.tree.map(lambda x: x.at[:, :, :, prompt:].set(x[:, state.parents, :, prompt:]), cache)
         logits, cache = feed(state.last, cache, step - 1)
         return step + 1, choose(state, logits, step), cache
 

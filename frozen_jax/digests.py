@@ -1,6 +1,6 @@
 """A digest of an array's bits that does not depend on how the array is sharded.
 
-Does not live here: what is digested and when a difference matters (checkpoint.py). Next in the data flow: checkpoint.py.
+Does not live here: what is digested and what a difference means. Next in the data flow: checkpoint.py.
 """
 
 from __future__ import annotations

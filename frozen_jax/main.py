@@ -43,10 +43,11 @@ def _parse(arguments: list[str]) -> list[str]:
 def _main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise UserError(f"unknown argument {arguments[1]!r}; settings are given as --config.section.name=value")
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
+    workdir = _WORKDIR.value
+    for name, value in (("config", _CONFIG.value), ("workdir", workdir)):
+        if value is None:
             raise UserError(
-                f"--{flag.name} is missing; for example: python -m frozen_jax.main --config=configs/quickstart.py "
+                f"--{name} is missing; for example: python -m frozen_jax.main --config=configs/quickstart.py "
                 "--workdir=runs/quickstart"
             )
     logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
@@ -57,7 +58,7 @@ def _main(arguments: list[str]) -> None:
     from frozen_jax.config import from_config_dict
     from frozen_jax.run import run
 
-    run(from_config_dict(_CONFIG.value), Path(_WORKDIR.value), mode=_MODE.value)
+    run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
 
 
 def main() -> None:

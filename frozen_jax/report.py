@@ -91,8 +91,8 @@ def draw_samples(path: Path, tests: TestSet, captions: Sequence[str], answers: S
         axis.imshow(tests.images[row])
         axis.set_title(f"truth: {' '.join(tests.scenes[row] or ())}", fontsize=10, loc="left")
         lines = [(f"caption: {captions[row]}", "black")]
-        for question, answer, truth in by_picture[row][:QUESTIONS_PER_SAMPLE]:
-            lines.append((f"{question} → {answer}", "darkgreen" if answer == truth else "crimson"))
+        for asked, answer, truth in by_picture[row][:QUESTIONS_PER_SAMPLE]:
+            lines.append((f"{asked} → {answer}", "darkgreen" if answer == truth else "crimson"))
         place = -0.04
         for line, colour in lines:
             wrapped = textwrap.fill(line, 44)

@@ -22,6 +22,7 @@ from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.records import Source, Subset
 from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
+from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params, save_lm
 from frozen_jax.report import Report, draw_samples
 from frozen_jax.sharding import make_mesh
@@ -56,6 +57,8 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
         UserError: anything that the user can mend.
     """
     start = time.monotonic()
+    if mode == "eval" and not (directory / "checkpoints").is_dir():
+        raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
     with Workdir(directory, to_dict(config)) as workdir:
         seeing = fit(config, workdir.path, mode=mode)
         report = Report(config, seeing.trained, jax.devices()[0].device_kind)

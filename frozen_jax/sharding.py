@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from frozen_jax.batch import Batch
@@ -54,9 +55,10 @@ def by_example(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Puts this host's rows on its devices; the result stands for the global batch."""
     sharding = by_example(mesh)
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+    return Batch(*[jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for rows in batch])
 
 
 def put_replicated(tree: Tree, mesh: Mesh) -> Tree:
     """Copies every leaf to all devices."""
-    return jax.device_put(tree, replicated(mesh))
+    copied: Tree = jax.device_put(tree, replicated(mesh))
+    return copied

@@ -34,12 +34,12 @@ class LossParts(NamedTuple):
 
     Attributes:
         loss_sum: nats, over the predicted words.
-        count: predicted words.
+        words: number of predicted words.
         correct_sum: words whose logit was the highest.
     """
 
     loss_sum: Float[Array, ""]
-    count: Float[Array, ""]
+    words: Float[Array, ""]
     correct_sum: Float[Array, ""]
 
 
@@ -58,7 +58,7 @@ def gather_predictions(
     Args:
         slots: image slots in each row, I x P.
     """
-    targets, mask = batch.tokens[:, 1:], batch.loss_mask[:, 1:]
+    targets, mask = jnp.asarray(batch.tokens)[:, 1:], jnp.asarray(batch.loss_mask)[:, 1:]
     order = jnp.argsort(-mask, axis=1, stable=True)[:, : targets.shape[1] - slots]
     states = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
     return states, jnp.take_along_axis(targets, order, axis=1), jnp.take_along_axis(mask, order, axis=1)
@@ -137,7 +137,7 @@ def make_train_step(
 
             zeros = (jax.tree.map(jnp.zeros_like, state.trainable), LossParts(*[jnp.float32(0)] * 3))
             (grads, parts), _ = jax.lax.scan(add, zeros, (micro, keys))
-        count = jnp.maximum(parts.count, 1)
+        count = jnp.maximum(parts.words, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)

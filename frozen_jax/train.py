@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ class Progress(NamedTuple):
     Attributes:
         step: optimiser steps done.
         epoch: passes over the training source that are complete.
-        index: samples of the present pass already used.
+        used: samples of the present pass already used.
         best_loss: lowest validation loss so far, in nats per word.
         best_step: where it was reached.
         stale: evaluations since then.
@@ -46,12 +47,20 @@ class Progress(NamedTuple):
 
     step: int = 0
     epoch: int = 0
-    index: int = 0
+    used: int = 0
     best_loss: float = math.inf
     best_step: int = 0
     stale: int = 0
     finished: bool = False
     examples_per_s: float = 0.0
+
+
+class Pending(NamedTuple):
+    """A step whose metrics are still on the device, with the examples that it saw."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    sample_ids: np.ndarray
 
 
 class Trained(NamedTuple):
@@ -129,19 +138,19 @@ def train(
         examples_per_step=settings.batch_size,
         resume_step=progress.step or None,
     )
-    pending: list[tuple[int, dict[str, Any], np.ndarray]] = []
+    pending: list[Pending] = []
     with contextlib.closing(telemetry):
-        for position, batch in training.iterate(Position(progress.epoch, progress.index)):
+        for position, batch in training.iterate(Position(progress.epoch, progress.used)):
             if progress.finished:
                 break
             validate(batch, prefix_length=towers.model.prefix_length, vocab_size=vocab_size)
             step = progress.step + 1
             state, metrics = step_fn(state, frozen, put_batch(batch, mesh), jax.random.fold_in(root, step))
-            pending.append((step, metrics, batch.sample_ids))
+            pending.append(Pending(step, metrics, np.asarray(batch.sample_ids)))
             done = step == settings.steps
             evaluating = done or step % settings.evaluate_every == 0
             saving = done or evaluating or step % config.checkpoint.every == 0
-            progress = progress._replace(step=step, epoch=position.epoch, index=position.index)
+            progress = progress._replace(step=step, epoch=position.epoch, used=position.index)
             if step % settings.log_every == 0 or saving:
                 _flush(pending, telemetry)
             if not saving:
@@ -176,7 +185,7 @@ def restore_best(checkpoints: Checkpoints, state: TrainState) -> Trained:
         UserError: there is no checkpoint.
     """
     if checkpoints.latest_step() is None:
-        raise UserError(f"{checkpoints.directory}: no checkpoint of a run; train first, with --mode=train")
+        raise UserError("--workdir holds no complete checkpoint; train first, with --mode=train")
     latest, progress = restore_latest(checkpoints, state)
     best_step = checkpoints.best_step()
     if best_step is not None and best_step != progress.step:
@@ -205,20 +214,21 @@ def evaluate(
     pipeline: Pipeline, model: FrozenModel, trainable: Params, frozen: Params, *, mesh: Mesh
 ) -> dict[str, float]:
     """Returns loss (nats per word), perplexity and next-word accuracy over one pass of `pipeline`."""
-    step = compile_eval_step(model, mesh)
-    total = LossParts(*np.zeros(3))
+    step: Callable[..., LossParts] = compile_eval_step(model, mesh)
+    sums = np.zeros(3)
     for batch in pipeline.evaluation_batches():
         parts = jax.device_get(step(trainable, frozen, put_batch(batch, mesh)))
-        total = LossParts(*[sum_ + float(part) for sum_, part in zip(total, parts, strict=True)])
-    loss = total.loss_sum / total.count
+        sums += np.array(parts, np.float64)
+    loss_sum, words, correct_sum = sums.tolist()
+    loss = loss_sum / words
     return {
-        "loss": float(loss),
+        "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "token_accuracy": float(total.correct_sum / total.count),
+        "token_accuracy": correct_sum / words,
     }
 
 
-def _flush(pending: list[tuple[int, dict[str, Any], np.ndarray]], telemetry: Telemetry) -> None:
+def _flush(pending: list[Pending], telemetry: Telemetry) -> None:
     """Fetches the metrics of the steps since the last flush, stops at the first that is not finite, logs the newest."""
     fetched = jax.device_get([metrics for _, metrics, _ in pending])
     for (step, _, sample_ids), metrics in zip(pending, fetched, strict=True):

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -250,6 +251,16 @@ def test_damage_is_named_or_harmless(saved, tmp_path):
     assert outcomes["refused"] >= 40 and outcomes["named an array"] >= 5, outcomes
 
 
+def test_a_changed_position_is_refused(saved, tmp_path):
+    directory = shutil.copytree(saved, tmp_path / "c")
+    meta = directory / "10/meta/metadata"
+    changed = meta.read_text().replace('"index": 320', '"index": 321')
+    assert changed != meta.read_text()
+    meta.write_text(changed)
+    with pytest.raises(UserError, match="step 10 is damaged: meta/metadata does not match its own digest"):
+        open_checkpoints(directory).restore(10, abstract(make_state()))
+
+
 # Kills, full and read-only disks
 
 WRITER = """
@@ -352,3 +363,54 @@ def test_a_full_and_a_read_only_disk(tmp_path):
     assert "step 2 could not be written" in full and "No space left on device" in full and full.endswith("['1']")
     assert "step 3 could not be written" in read_only and "Read-only file system" in read_only
     assert "Traceback" not in run.stderr
+
+
+PROCESS = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from frozen_jax.checkpoint import Checkpoints
+jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
+mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+array = np.arange(96, dtype=np.float32).reshape(8, 12)
+
+def put(spec, value):
+    return jax.make_array_from_callback(value.shape, NamedSharding(mesh, spec), lambda index: value[index])
+
+checkpoints = Checkpoints(sys.argv[1], keep=1, fingerprint="lm-a", config_digest="cfg-a")
+for step in (1, 2, 3):
+    state = {"rows": put(P("x"), array * step), "columns": put(P(None, "x"), array), "all": put(P(), array)}
+    checkpoints.save(step, state, position={"step": step}, best=step == 1)
+checkpoints.wait()
+assert checkpoints.steps() == [1, 3], checkpoints.steps()
+wanted = {"rows": put(P(), array), "columns": put(P("x"), array), "all": put(P("x"), array)}
+restored, position = checkpoints.restore(3, wanted)
+assert position == {"step": 3}
+for name, expected in (("rows", array * 3), ("columns", array), ("all", array)):
+    assert restored[name].sharding == wanted[name].sharding
+    for shard in restored[name].addressable_shards:
+        np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index])
+checkpoints.close()
+print("done", jax.process_index())
+"""
+
+
+def test_two_processes_save_and_restore_together(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    command = [sys.executable, "-c", PROCESS, tmp_path / "c", address]
+    runs = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        outputs = [run.communicate(timeout=300) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [output.splitlines()[-1:] for output, _ in outputs] == [["done 0"], ["done 1"]], outputs
+    array = jnp.arange(96.0).reshape(8, 12)
+    state, _ = open_checkpoints(tmp_path / "c").restore(3, abstract({"rows": array, "columns": array, "all": array}))
+    assert_bitwise_equal(state, {"rows": array * 3, "columns": array, "all": array})

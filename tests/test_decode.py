@@ -13,6 +13,7 @@ import pytest
 
 from frozen_jax import decode
 from frozen_jax.batch import PAD
+from frozen_jax.convert.lm_weights import import_lm
 from frozen_jax.decode import DecodeConfig, generate
 from frozen_jax.errors import UserError
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
@@ -328,59 +329,41 @@ def test_same_key_same_bits() -> None:
 # --- against transformers
 
 
-def copy_gpt2(torch_model: Any) -> Any:
-    """Our parameters from a transformers GPT-2, written out here so that no converter stands between the two."""
-    t = {name: np.asarray(tensor) for name, tensor in torch_model.state_dict().items()}
-    config = torch_model.config
-    heads, width = config.n_head, config.n_embd
-
-    def stack(name: str, *shape: int) -> jax.Array:
-        return jnp.stack([t[f"transformer.h.{i}.{name}"].reshape(shape or (-1,)) for i in range(config.n_layer)])
-
-    def norm(name: str) -> dict[str, jax.Array]:
-        return {"scale": stack(f"{name}.weight"), "bias": stack(f"{name}.bias")}
-
-    split = (3, heads, width // heads)
-    blocks = {
-        "attention_norm": norm("ln_1"),
-        "mlp_norm": norm("ln_2"),
-        "qkv": {"kernel": stack("attn.c_attn.weight", width, *split), "bias": stack("attn.c_attn.bias", *split)},
-        "out": {"kernel": stack("attn.c_proj.weight", *split[1:], width), "bias": stack("attn.c_proj.bias")},
-        "up": {"kernel": stack("mlp.c_fc.weight", width, -1), "bias": stack("mlp.c_fc.bias")},
-        "down": {"kernel": stack("mlp.c_proj.weight", -1, width), "bias": stack("mlp.c_proj.bias")},
-    }
-    final = {"scale": jnp.asarray(t["transformer.ln_f.weight"]), "bias": jnp.asarray(t["transformer.ln_f.bias"])}
-    return {
-        "embed": {"embedding": jnp.asarray(t["transformer.wte.weight"])},
-        "positions": {"embedding": jnp.asarray(t["transformer.wpe.weight"])},
-        "blocks": blocks,
-        "final_norm": final,
-    }
-
-
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.5])
-@pytest.mark.parametrize("seed", range(3))
-def test_beams_equal_transformers(seed: int, length_penalty: float) -> None:
+def make_torch_lm(family: str, seed: int) -> Any:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(seed)
-    stop_ids, pad = (3, 8, 21), 60
-    hf_config = transformers.GPT2Config(
-        n_embd=16, n_layer=2, n_head=2, vocab_size=VOCAB, n_positions=32, initializer_range=0.5, bos_token_id=0
-    )
-    theirs = transformers.GPT2LMHeadModel(hf_config).eval()
-    module = build_lm(lm_config_from_hf(hf_config.to_dict()))
-    embeddings, mask = make_prompts(seed)
+    common = {"vocab_size": VOCAB, "initializer_range": 0.5, "bos_token_id": 0, "eos_token_id": 0}
+    if family == "gpt2":
+        config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, **common)
+        return transformers.GPT2LMHeadModel(config).eval()
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 32}
+    config = transformers.LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes, **common)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(("family", "length_penalty"), [("gpt2", 0.0), ("gpt2", 1.0), ("gpt2", 2.5), ("llama", 1.0)])
+def test_beams_equal_transformers(family: str, length_penalty: float) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     options = {"num_beams": 3, "length_penalty": length_penalty, "max_new_tokens": 8}
-    with torch.no_grad():
-        expected = theirs.generate(
-            inputs_embeds=torch.from_numpy(embeddings),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)),
-            generation_config=transformers.GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad, **options),
-        ).numpy()
-    config = DecodeConfig(stop_ids=stop_ids, pad_id=pad, **options)
-    result = generate(module, copy_gpt2(theirs), embeddings, mask, config=config)
-    np.testing.assert_array_equal(result.tokens[:, : expected.shape[1]], expected)
-    assert (result.tokens[:, expected.shape[1] :] == pad).all()
+    lengths = set()
+    for seed in range(3):
+        theirs = make_torch_lm(family, seed)
+        embeddings, mask = make_prompts(seed)
+        with torch.no_grad():
+            expected = theirs.generate(
+                inputs_embeds=torch.from_numpy(embeddings),
+                attention_mask=torch.from_numpy(mask.astype(np.int64)),
+                generation_config=transformers.GenerationConfig(**options, eos_token_id=[3, 8, 21], pad_token_id=60),
+            ).numpy()
+        lm_config = lm_config_from_hf(theirs.config.to_dict())
+        tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+        params = import_lm(lm_config, tensors, dtype=jnp.float32)
+        config = DecodeConfig(**options, stop_ids=(3, 8, 21), pad_id=60)
+        result = generate(build_lm(lm_config), params, embeddings, mask, config=config)
+        np.testing.assert_array_equal(result.tokens[:, : expected.shape[1]], expected)
+        assert (result.tokens[:, expected.shape[1] :] == 60).all()
+        lengths |= set(result.lengths.tolist())
+    assert len(lengths) > 1  # some rows ended early
 
 
 # --- options and their errors

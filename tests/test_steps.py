@@ -75,7 +75,7 @@ def test_loss_by_hand():
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     places = [(0, 2, 5), (0, 3, 7), (0, 4, 0), (1, 2, 9), (1, 3, 0)]
     np.testing.assert_allclose(parts.loss_sum, -sum(log_probs[place] for place in places), rtol=1e-5)
-    assert parts.count == 5
+    assert parts.words == 5
     assert parts.correct_sum == sum(logits[row, column].argmax() == word for row, column, word in places)
 
 

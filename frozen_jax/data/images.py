@@ -23,6 +23,8 @@ from frozen_jax.errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """File formats that are opened, by content and whatever the file's name says."""
 
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
+
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded by default; 192 MB as RGB."""
 
@@ -141,6 +143,9 @@ def _open(source: Path | bytes | np.ndarray | Image.Image, name: str) -> Image.I
             raise ImageError(
                 f"image {name}: cannot be read ({error.strerror}); check the path and data.image_root", reason="missing"
             ) from error
+        if head.startswith(_SIGNATURES):
+            message = f"image {name}: its header is cut or damaged; replace or remove it"
+            raise ImageError(message, reason="damaged") from error
         raise ImageError(
             f"image {name}: not a picture in an allowed format ({', '.join(FORMATS)}), it begins with {head[:8]!r}; "
             "convert or remove it",

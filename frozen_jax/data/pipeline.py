@@ -7,11 +7,9 @@ Next in the data flow: `frozen_jax/batch.py`, then `frozen_jax/train.py`.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int64
@@ -22,12 +20,11 @@ from frozen_jax.data.dirty import POLICIES, Bad, BadItems, replacement
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.loading import CACHE_BYTES, ImageLoader
 from frozen_jax.data.order import Position, hash_keys, sample_rng, stream_indices
+from frozen_jax.data.prefetching import prefetch
 from frozen_jax.data.records import Record, RecordError, Source
 from frozen_jax.data.sequences import trim_to_bucket
 from frozen_jax.data.text import CachedEncoder, Piece, RowLayout, Text, text_row
 from frozen_jax.errors import UserError
-
-Item = TypeVar("Item")
 
 TextFunction: TypeAlias = Callable[[Record, np.random.Generator], str | Text | None]
 """Chooses and words the text of a record with the sample's own random generator; None: it has no usable text."""
@@ -212,7 +209,9 @@ class Pipeline:
         images = self._black(len(rows))
         for attempt in range(64):
             pixels, failed = self._load(samples[rows], epochs[rows], augmented=augmented)
-            if pixels is not None:
+            if pixels is not None and attempt == 0:
+                images = pixels[:, None]
+            elif pixels is not None:
                 images[rows, 0] = pixels
             for place, row in enumerate(rows):
                 if place not in failed:
@@ -290,41 +289,3 @@ class Pipeline:
             return self.source.record(sample).id
         except RecordError:
             return self.source.ids()[sample]
-
-
-def prefetch(items: Iterator[Item], *, depth: int) -> Iterator[Item]:
-    """Yields the same items, made up to `depth` ahead by a thread; its exceptions come out here.
-
-    The thread ends when the iterator is exhausted, closed or garbage.
-    """
-    ready: queue.Queue[Item | BaseException | None] = queue.Queue(max(1, depth))
-    stopped = threading.Event()
-
-    def work() -> None:
-        last: BaseException | None = None
-        try:
-            for item in items:
-                while not stopped.is_set():
-                    try:
-                        ready.put(item, timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
-                if stopped.is_set():
-                    return
-        except BaseException as error:  # handed to the reader, whatever it is
-            last = error
-        while not stopped.is_set():
-            try:
-                return ready.put(last, timeout=0.2)
-            except queue.Full:
-                continue
-
-    threading.Thread(target=work, name="prefetch", daemon=True).start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()

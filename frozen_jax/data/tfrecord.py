@@ -213,29 +213,31 @@ def parse_example(message: bytes) -> dict[str, list[bytes | int | float]]:
         ValueError: the message is damaged.
     """
     features: dict[str, list[bytes | int | float]] = {}
-    for number, content in _fields(message):
-        if number != 1 or not isinstance(content, bytes):
+    for number, content in _fields(memoryview(message)):
+        if number != 1 or isinstance(content, int):
             continue
         for inner, entry in _fields(content):
-            if inner == 1 and isinstance(entry, bytes):
+            if inner == 1 and not isinstance(entry, int):
                 pair = dict(_fields(entry))
-                key, value = pair.get(1, b""), pair.get(2, b"")
-                if not isinstance(key, bytes) or not isinstance(value, bytes):
+                key, value = pair.get(1, 0), pair.get(2, 0)
+                if isinstance(key, int) or isinstance(value, int):
                     raise ValueError("a feature has no name or value")
-                features[key.decode()] = _values(value)
+                features[bytes(key).decode()] = _values(value)
     if not features:
         raise ValueError("no features")
     return features
 
 
-def _values(feature: bytes) -> list[bytes | int | float]:
+def _values(feature: memoryview) -> list[bytes | int | float]:
     values: list[bytes | int | float] = []
     for kind, content in _fields(feature):  # 1 bytes_list, 2 float_list, 3 int64_list
-        if not isinstance(content, bytes):
+        if isinstance(content, int):
             raise ValueError("a feature's list is damaged")
         for _, item in _fields(content):
-            if kind == 1 or isinstance(item, int):
+            if isinstance(item, int):
                 values.append(item)
+            elif kind == 1:
+                values.append(bytes(item))
             elif kind == 2:
                 values.extend(np.frombuffer(item, "<f4").tolist())
             else:
@@ -246,8 +248,8 @@ def _values(feature: bytes) -> list[bytes | int | float]:
     return values
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Yields (field number, content) of a protocol buffer message."""
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Yields (field number, content) of a protocol buffer message, without copying."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)
@@ -268,7 +270,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
         place += length
 
 
-def _varint(message: bytes, place: int) -> tuple[int, int]:
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
     number = shift = 0
     while True:
         byte = message[place]

@@ -16,7 +16,9 @@ def word_rows(settings: DataSettings) -> TextFunction:
     A record without a picture is described by one caption where the picture would stand (the text stage):
 
         picture     SLOT SLOT         Question: … Answer: | red
-        no picture  a red circle      Question: … Answer: | red          what stands behind | carries loss
+                    SLOT SLOT         | the circle is red
+        no picture  a red circle      Question: … Answer: | red
+                    a red circle      | the circle is red            what stands behind | carries loss
     """
 
     def caption(record: Record, rng: np.random.Generator, *, most: int) -> str:
@@ -25,12 +27,15 @@ def word_rows(settings: DataSettings) -> TextFunction:
         return settings.caption_format.format(caption=". ".join(record.captions[i] for i in chosen))
 
     def word(record: Record, rng: np.random.Generator) -> Text | None:
+        described = record.image is None and record.captions
+        shown = caption(record, rng, most=1) if described else ""
         if record.questions and rng.random() < settings.question_fraction:
             question = record.questions[rng.integers(len(record.questions))]
             answer = question.answers[rng.integers(len(question.answers))]
             prompt = settings.question_format.format(question=question.text)
-            shown = "" if record.image is not None else caption(record, rng, most=1)
             return Text(settings.answer_format.format(answer=answer), shown + prompt)
-        return Text(caption(record, rng, most=settings.captions_per_example)) if record.captions else None
+        if not record.captions:
+            return None
+        return Text(caption(record, rng, most=settings.captions_per_example), shown)
 
     return word

@@ -35,14 +35,16 @@ def _any(words: str) -> str:
 
 # Abbreviations that keep their period.
 _ABBREVIATIONS = _any(
-    """adj adm adv ala alex al apr ariz assn asst assoc atty attys aug ave bhd bldg blvd brig bros calif capt cf cie cmdr
-    co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov
-    govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mfg mich minn mlle mme
-    mo mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph ph.d plc ppte ppty pres prof pte ptes pty
-    ptys pvt rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue
-    tues univ va vs vt wed wis wisc wm wyo"""
+    r"""adj adm adv ala alex al apr ariz assn asst assoc atty attys aug ave bhd bldg blvd brig bros calif capt
+    cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla
+    fri ft ga gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md
+    messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph ph\.d
+    plc ppte ppty pres prof pte ptes pty ptys pvt rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st
+    ste supt sys tel tenn thu thurs treas tue tues univ va vs vt wed wis wisc wm wyo"""
 )
-_CAPITALISED_ABBREVIATIONS = _any("Ark Az Del Ill La Mass Miss Ore Pa Tex Wash ARK AZ DEL ILL LA MASS MISS ORE PA TEX WASH")
+_CAPITALISED_ABBREVIATIONS = _any(
+    "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash ARK AZ DEL ILL LA MASS MISS ORE PA TEX WASH"
+)
 _BEFORE_NUMBER = _any("art ca fig figs no nos op pp prop")
 _SENTENCE_STARTS = _any(
     """A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once
@@ -55,7 +57,7 @@ _RULES = tuple(
     for rule in (
         # Markup, entities, brackets already spelt out.
         r"(</?[A-Za-z!][^<>]*>)",
-        r"(&(?i:amp|lt|gt|quot|nbsp|#\d+);)",
+        r"(&(?i:amp|lt|gt|quot|nbsp|[mn]dash|#\d+);)",
         r"(-[LR][RSC]B-)",
         # Contractions and words that are split in two.
         rf"({_L}{_N}*){_CLITIC}",
@@ -88,9 +90,9 @@ _RULES = tuple(
         r"([A-Z]+(?:[&+][A-Z]+)+|(?i:c\+\+|[cf]#))",
         # The net.
         r"((?i:https?)://[^\s<>\"()]+\.[^\s<>\"()]*[^\s<>\"().,;:!?])",
-        r"((?:[^\s<>\"()/.,;:!?'@-]+\.)+(?i:com|net|org|edu)(?:/[^\s<>\"()]*[^\s<>\"().,;:!?])?)",
+        r"((?:[^\s<>\"()/.,;:!?'`@-]+\.)+(?i:com|net|org|edu)(?:/[^\s<>\"()]*[^\s<>\"().,;:!?])?)",
         r"((?i:www)\.(?:[\w-]+\.)+[A-Za-z]+)",
-        r"([A-Za-z0-9][\w.+-]*@(?:[\w-]+\.)*[\w-]+)",
+        r"([A-Za-z0-9][^\s<>\"()|@]*@(?:[^\s<>\"()|.]+\.)*[^\s<>\"()|.]+)",
         r"(@[A-Za-z_][A-Za-z_0-9]*|#[A-Za-z]+)",
         r"([<>]?[:;=]['o*-]?[()\[\]{DdPpO\\|@](?![A-Za-z0-9])|:3|\(?(?:\^[_.]\^|-_-|>_<|=_=)\)?)",
         # Punctuation and symbols.
@@ -105,7 +107,7 @@ _SPLIT = frozenset(("cannot", "gonna", "wanna", "gotta", "gimme", "lemme"))
 _SPELT = {
     **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
     **{"£": "#", "€": "$", "¤": "$", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"},
-    **{"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "", "&nbsp;": ""},
+    **{"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "", "&nbsp;": "", "&mdash;": "", "&ndash;": ""},
     **{f"{mark}{clitic}": f"'{clitic}" for mark in "’\x92" for clitic in ("s", "m", "d", "re", "ve", "ll")},
     **{f"n{mark}t": "n't" for mark in "’\x92"},
 }

@@ -54,6 +54,13 @@ def cut_patches(x: Float[Array, "B height width C"], size: int) -> Float[Array, 
     return x.swapaxes(2, 3).reshape(batch, height // size, width // size, size * size * channels)
 
 
+def halve(x: Float[Array, "B height width C"]) -> Float[Array, "B height_out width_out C"]:
+    """Averages over 2x2 places with stride 2; at an odd edge over those that exist."""
+    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+    batch, height, width, channels = x.shape
+    return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+
+
 def max_pool(x: Float[Array, "B height width C"]) -> Float[Array, "B height_out width_out C"]:
     """Takes the maximum over 3x3 places with stride 2 and one place of padding, first of rows, then of columns."""
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)

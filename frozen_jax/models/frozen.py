@@ -8,14 +8,17 @@ both towers. Before it in the data flow: `batch.py`; after it: `steps.py` (loss)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from frozen_jax.batch import PAD, SLOT
 from frozen_jax.models.masks import causal_mask, positions_from_mask
+from frozen_jax.models.pixels import VisionOutput
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.state import Params
 
@@ -71,7 +74,7 @@ class FrozenModel:
         return {"lm": self.lm.init(rng, jnp.zeros((1, 2), jnp.int32))["params"]}
 
     def embed_images(
-        self, params: Params, images: UInt8[Array, "B I height width 3"], *, rng: Key[Array, ""] | None = None
+        self, params: Params, images: UInt8[Array | np.ndarray, "B I height width 3"], *, rng: Key[Array, ""] | None = None
     ) -> Float[Array, "B I P D"]:
         """Encodes images to prefix vectors. With `rng` dropout is on (training)."""
         assert self.vision is not None and self.prefix is not None
@@ -79,16 +82,20 @@ class FrozenModel:
         keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
         deterministic = rng is None
         flat = images.reshape(rows * count, *images.shape[2:])
-        pooled = self.vision.apply({"params": params["vision"]}, flat, deterministic=deterministic, rngs=keys).pooled
-        vectors = self.prefix.apply({"params": params["prefix"]}, pooled, deterministic=deterministic, rngs=keys)
-        return vectors.reshape(rows, count, *vectors.shape[1:])
+        seen = self.vision.apply({"params": params["vision"]}, flat, deterministic=deterministic, rngs=keys)
+        pooled = cast(VisionOutput, seen).pooled
+        made = self.prefix.apply({"params": params["prefix"]}, pooled, deterministic=deterministic, rngs=keys)
+        vectors = cast(Array, made)
+        prefixes: Array = vectors.reshape(rows, count, *vectors.shape[1:])
+        return prefixes
 
     def embed(
-        self, params: Params, tokens: Int[Array, "B S"], prefixes: Float[Array, "B I P D"] | None
+        self, params: Params, tokens: Int[Array | np.ndarray, "B S"], prefixes: Float[Array, "B I P D"] | None
     ) -> Float[Array, "B S D"]:
         """Embeds words and puts the images' vectors into their slots; padding gets the embedding of word 0."""
+        tokens = jnp.asarray(tokens)
         words = jnp.maximum(tokens, 0)  # slots and padding are negative; what stands there is replaced or masked out
-        embeddings = self.lm.apply({"params": params["lm"]}, words, method="embed")
+        embeddings = cast(Array, self.lm.apply({"params": params["lm"]}, words, method="embed"))
         return embeddings if prefixes is None else insert_slots(embeddings, tokens, prefixes)
 
     def run_lm(
@@ -100,6 +107,7 @@ class FrozenModel:
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D2"]:
         """Runs the language model's layers over a whole sequence, without a cache."""
+        hidden: Array
         hidden, _ = self.lm.apply(
             {"params": params["lm"]},
             embeddings,
@@ -113,9 +121,9 @@ class FrozenModel:
 
     def logits(self, params: Params, hidden: Float[Array, "B S D2"]) -> Float[Array, "B S V"]:
         """Scores every word at each position."""
-        return self.lm.apply({"params": params["lm"]}, hidden, method="logits")
+        return cast(Array, self.lm.apply({"params": params["lm"]}, hidden, method="logits"))
 
 
-def input_mask(tokens: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+def input_mask(tokens: Int[Array | np.ndarray, "B S"]) -> Bool[Array, "B S"]:
     """True where a position holds a word or an image."""
-    return tokens != PAD
+    return jnp.asarray(tokens) != PAD

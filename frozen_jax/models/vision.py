@@ -42,6 +42,8 @@ def build_nf_resnet50(
     stem: str = "resnet",
     stem_width: int = 64,
     activation: str = "relu",
+    skip_gain: float = 0.0,
+    pooled_shortcut: bool = False,
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> NFResNet:
     """Builds an NF-ResNet; the defaults are NF-ResNet-50, 23,508,048 parameters.
@@ -53,6 +55,8 @@ def build_nf_resnet50(
         stem: one of `nf_resnet.STEMS`.
         stem_width: channels after the stem.
         activation: one of `nf_resnet.ACTIVATIONS`.
+        skip_gain: initial gain of every residual branch.
+        pooled_shortcut: average instead of dropping places where a shortcut halves the sides.
         dtype: compute dtype.
 
     Raises:
@@ -62,7 +66,7 @@ def build_nf_resnet50(
         if value not in choices:
             raise UserError(f"vision.{option} = {value!r} is unknown; choose one of {', '.join(choices)}")
     _check_stages(widths, depths, stem_width, multiple=4 if bottleneck else 1)
-    return NFResNet(widths, depths, bottleneck, stem, stem_width, activation, dtype)
+    return NFResNet(widths, depths, bottleneck, stem, stem_width, activation, skip_gain, pooled_shortcut, dtype)
 
 
 def build_nf_resnet_small(
@@ -73,9 +77,14 @@ def build_nf_resnet_small(
     stem: str = "patch",
     stem_width: int = 32,
     activation: str = "relu",
+    skip_gain: float = 1.0,
+    pooled_shortcut: bool = True,
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> NFResNet:
     """Builds a small NF-ResNet: 309,123 parameters, 22 MFLOP forward for a picture of 64x64.
+
+    Its branches are open from the start and its shortcuts drop nothing: it is shallow enough for both, and learns in
+    hundreds of steps, not in tens of thousands.
 
     Args:
         widths: as in `build_nf_resnet50`, like all options.
@@ -84,6 +93,8 @@ def build_nf_resnet_small(
         stem: likewise.
         stem_width: likewise.
         activation: likewise.
+        skip_gain: likewise.
+        pooled_shortcut: likewise.
         dtype: likewise.
 
     Raises:
@@ -96,6 +107,8 @@ def build_nf_resnet_small(
         stem=stem,
         stem_width=stem_width,
         activation=activation,
+        skip_gain=skip_gain,
+        pooled_shortcut=pooled_shortcut,
         dtype=dtype,
     )
 

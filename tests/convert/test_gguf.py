@@ -384,12 +384,12 @@ def test_smollm2_knows_the_capital_of_france() -> None:
     lm = load_lm(fetch_smollm2())
     assert lm.tokenizer is not None
     assert (lm.tokenizer.vocab_size, lm.tokenizer.bos_id, lm.tokenizer.eos_id) == (49152, 1, 2)
-    prompts = [lm.tokenizer.encode(text) for text in ("The capital of France is", "Water is made of hydrogen and")]
+    prompts = [lm.tokenizer.encode(text) for text in ("The capital of France is", "Roses are red, violets are")]
     width = max(map(len, prompts))
     tokens = np.array([[0] * (width - len(ids)) + ids for ids in prompts], np.int32)
     mask = np.arange(width)[None, :] >= width - np.array([len(ids) for ids in prompts])[:, None]
     config = DecodeConfig(2, stop_ids=(2,))
     result = generate(lm.module, lm.params, lm.embed(tokens), mask, config=config)
     assert lm.tokenizer.decode(result.tokens[0]) == " Paris."
-    assert lm.tokenizer.decode(result.tokens[1]).startswith(" oxygen")
+    assert lm.tokenizer.decode(result.tokens[1]).startswith(" blue")
     assert sum(leaf.size for leaf in jax.tree.leaves(lm.params)) == 134_515_008

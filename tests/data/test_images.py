@@ -168,7 +168,7 @@ def test_bad_files(tmp_path):
         "text.png": (b"this is a text file, not a picture\n", "not a picture"),
         "cut.jpg": (jpeg[: len(jpeg) // 2], "damaged"),
         "cut.png": (png[: len(png) // 2], "damaged"),
-        "header.png": (png[:20], "not a picture"),
+        "header.png": (png[:20], "damaged"),
         "zero.png": (b"", "empty"),
     }
     for name, (data, reason) in cases.items():

@@ -13,7 +13,8 @@ from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.data.fake import FakeSource
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.order import Position
-from frozen_jax.data.pipeline import Pipeline, PipelineOptions, prefetch
+from frozen_jax.data.pipeline import Pipeline, PipelineOptions
+from frozen_jax.data.prefetching import prefetch
 from frozen_jax.data.records import MemorySource, Record, Subset, select, split_holdout
 from frozen_jax.data.text import RowLayout, Text
 from frozen_jax.errors import UserError

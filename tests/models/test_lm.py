@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from frozen_jax.errors import UserError
+from frozen_jax.models.layers import contract, count_parameters
+from frozen_jax.models.lm import build_lm, init_cache, lm_config_from_hf
+from tests.models.lm_cases import CASES, GPT2, LLAMA, forward, left_padded, pair
+
+
+def opt(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": "opt",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * width,
+        **more,
+    }
+
+
+def gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
+    return {"model_type": "gpt2", "n_embd": width, "n_layer": layers, "n_head": heads}
+
+
+def llama(model_type: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, kv: int, **more: Any):
+    return {
+        "model_type": model_type,
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        **more,
+    }
+
+
+TIED = {"tie_word_embeddings": True}
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
+    "gpt2": (gpt2(768, 12, 12), 124_439_808),
+    "gpt2-medium": (gpt2(1024, 24, 16), 354_823_168),
+    "gpt2-large": (gpt2(1280, 36, 20), 774_030_080),
+    "gpt2-xl": (gpt2(1600, 48, 25), 1_557_611_200),
+    "opt-125m": (opt(768, 12, 12), 125_239_296),
+    "opt-350m": (opt(1024, 24, 16, do_layer_norm_before=False, word_embed_proj_dim=512), 331_196_416),
+    "opt-1.3b": (opt(2048, 24, 32), 1_315_758_080),
+    "opt-2.7b": (opt(2560, 32, 32), 2_651_596_800),
+    "opt-6.7b": (opt(4096, 32, 32), 6_658_473_984),
+    "opt-13b": (opt(5120, 40, 40), 12_853_473_280),
+    "opt-30b": (opt(7168, 48, 56), 29_974_540_288),
+    "opt-66b": (opt(9216, 64, 72), 65_717_284_864),
+    "SmolLM2-135M": (llama("llama", 49152, 576, 1536, 30, 9, 3, **TIED), 134_515_008),
+    "SmolLM2-360M": (llama("llama", 49152, 960, 2560, 32, 15, 5, **TIED), 361_821_120),
+    "SmolLM2-1.7B": (llama("llama", 49152, 2048, 8192, 24, 32, 32, **TIED), 1_711_376_384),
+    "SmolLM3-3B": (llama("smollm3", 128256, 2048, 11008, 36, 16, 4), 3_075_098_624),
+    "TinyLlama-1.1B": (llama("llama", 32000, 2048, 5632, 22, 32, 4), 1_100_048_384),
+    "Llama-2-7b": (llama("llama", 32000, 4096, 11008, 32, 32, 32), 6_738_415_616),
+    "Llama-3-8B": (llama("llama", 128256, 4096, 14336, 32, 32, 8), 8_030_261_248),
+    "Llama-3.2-1B": (llama("llama", 128256, 2048, 8192, 16, 32, 8, head_dim=64, **TIED), 1_235_814_400),
+    "Llama-3-70B": (llama("llama", 128256, 8192, 28672, 80, 64, 8), 70_553_706_496),
+    "Mistral-7B-v0.1": (llama("mistral", 32000, 4096, 14336, 32, 32, 8), 7_241_732_096),
+    "Qwen2-0.5B": (llama("qwen2", 151936, 896, 4864, 24, 14, 2, **TIED), 494_032_768),
+    "Qwen2-7B": (llama("qwen2", 152064, 3584, 18944, 28, 28, 4), 7_615_616_512),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_size_has_the_published_count(name: str) -> None:
+    raw, count = PUBLISHED[name]
+    module = build_lm(lm_config_from_hf(raw))
+    tree = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32))["params"]
+    assert count_parameters(tree) == count
+    with torch.device("meta"):
+        reference = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw))
+    assert reference.num_parameters() == count
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_survives_export(case: str) -> None:
+    config = lm_config_from_hf(CASES[case])
+    assert lm_config_from_hf(config.to_hf()) == config
+    # transformers accepts what is exported, and writes back what means the same.
+    again = transformers.AutoConfig.for_model(**config.to_hf()).to_diff_dict()
+    assert lm_config_from_hf(again) == config
+
+
+@pytest.mark.parametrize("model_type", ["bert", None, 3])
+def test_unknown_family_is_named(model_type: object) -> None:
+    with pytest.raises(UserError, match="model_type = .*gpt2, llama, mistral, opt, qwen2, smollm3"):
+        lm_config_from_hf({"model_type": model_type})
+    with pytest.raises(UserError, match="model_type"):
+        lm_config_from_hf({})
+
+
+def test_several_unknown_fields_are_all_named() -> None:
+    with pytest.raises(UserError, match=r"alibi \(and zeta\) = 1"):
+        lm_config_from_hf({**GPT2, "zeta": 2, "alibi": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"remat": "all"}, "remat = 'all'"), ({"unroll": 0}, "unroll = 0"), ({"unroll": 3}, r"\[1, 2\]")],
+)
+def test_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_lm(lm_config_from_hf(GPT2), **options)
+
+
+@pytest.mark.parametrize("case", ["gpt2_by_layer", "smollm3"])
+@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 2}])
+def test_how_the_stack_is_run_changes_nothing(case: str, options: dict[str, Any]) -> None:
+    model = pair(case)
+    tokens, mask = left_padded(rows=2, length=8)
+    embeddings = model.module.apply({"params": model.params}, jnp.asarray(tokens), method="embed")
+
+    def logits_and_gradient(module: Any) -> tuple[jax.Array, jax.Array]:
+        def loss(embeddings):
+            logits = forward(module, model.params, embeddings, jnp.asarray(mask))
+            return jnp.square(logits).mean(), logits
+
+        gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(embeddings)
+        return logits, gradient
+
+    module = build_lm(model.config, **options)
+    for ours, plain in zip(logits_and_gradient(module), logits_and_gradient(model.module), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-6, rtol=0)
+
+
+def step_hlo(unroll: int) -> str:
+    """Returns the compiled code of one cached decoding step."""
+    config = lm_config_from_hf(LLAMA)
+    module = build_lm(config, unroll=unroll)
+    params = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32))["params"]
+    cache = jax.eval_shape(lambda: init_cache(config, batch=2, length=6, dtype=jnp.float32))
+
+    def step(params, embeddings, cache, index):
+        return module.apply(
+            {"params": params},
+            embeddings,
+            positions=jnp.full((2, 1), index),
+            mask=jnp.ones((2, 1, 6), bool),
+            cache=cache,
+            cache_index=index,
+            method="stack",
+        )
+
+    embeddings = jax.ShapeDtypeStruct((2, 1, config.width), jnp.float32)
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    lowered = jax.jit(step, donate_argnums=2).lower(params, embeddings, cache, index)
+    return lowered.compile().as_text()
+
+
+def test_unrolled_stack_has_no_loop_and_copies_no_weights() -> None:
+    rolled, unrolled = step_hlo(1), step_hlo(2)
+    assert "while" in rolled
+    assert "while" not in unrolled
+    # Copies of attention's [4, 8, 32] and of the MLP's kernels would double what a step reads.
+    assert not [line for line in unrolled.splitlines() if " copy(" in line and "32]" in line.split(" copy(")[0]]
+    # The cache is updated where it is: the results alias the arguments.
+    assert unrolled.split("\n")[0].count("may-alias") == 2
+
+
+def test_contraction_is_the_einsum() -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 3, 4, 5)).astype(np.float32), rng.normal(size=(4, 5, 6)).astype(np.float32)
+    expected = np.einsum("BSNH,NHD->BSD", x, kernel)
+    np.testing.assert_allclose(contract("BSNH,NHD->BSD", jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "opt", "llama"])
+def test_bfloat16_computation_keeps_f32_logits_and_is_close(case: str) -> None:
+    model = pair(case)
+    tokens, mask = left_padded(rows=2, length=8)
+    module = build_lm(model.config, dtype=jnp.bfloat16)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    embeddings = module.apply({"params": params}, jnp.asarray(tokens), method="embed")
+    assert embeddings.dtype == jnp.bfloat16
+    logits = forward(module, params, embeddings, jnp.asarray(mask))
+    assert logits.dtype == jnp.float32
+    exact = forward(model.module, model.params, model.params["embed"]["embedding"][tokens], jnp.asarray(mask))
+    error = np.abs(np.asarray(logits - exact))[mask]
+    assert 0 < error.mean() < 0.05
