@@ -105,7 +105,7 @@ def _start() -> subprocess.Popen[bytes]:
         start_new_session=True,  # an interrupt from the keyboard is for the parent; the worker ends when its input does
     )
     with contextlib.suppress(AttributeError, OSError):  # Linux: a larger pipe means fewer switches between processes
-        for pipe in (process.stdin, process.stdout):
+        for pipe in filter(None, (process.stdin, process.stdout)):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return process
 

@@ -22,7 +22,15 @@ torch.set_num_threads(1)  # its threads spin while they wait, which starves a bu
 TOLERANCE = 1e-5
 VOCABULARY = 61
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-GPT2 = {"model_type": "gpt2", "vocab_size": VOCABULARY, "n_positions": 48, "n_embd": 32, "n_layer": 2, "n_head": 4, **SPECIAL}
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": VOCABULARY,
+    "n_positions": 48,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    **SPECIAL,
+}
 OPT = {
     "model_type": "opt",
     "vocab_size": VOCABULARY,
@@ -61,7 +69,13 @@ CASES: dict[str, dict[str, Any]] = {
     "opt_plain": {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
     "opt_old": {**OPT, "_remove_final_layer_norm": True},
     "llama": LLAMA,
-    "llama_wide_heads": {**LLAMA, "head_dim": 12, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "llama_wide_heads": {
+        **LLAMA,
+        "head_dim": 12,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+    },
     "llama_linear": {**LLAMA, "rope_scaling": {"type": "linear", "factor": 3.0}, "rope_theta": 500.0},
     "llama_llama3": {
         **LLAMA,
@@ -75,7 +89,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "llama_yarn": {**LLAMA, "rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "beta_fast": 4.0, **NEAR}},
     "mistral": {**LLAMA, "model_type": "mistral", "sliding_window": 40, "num_key_value_heads": 1},
-    "qwen2": {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": True, "sliding_window": 4, "use_sliding_window": False},
+    "qwen2": {
+        **LLAMA,
+        "model_type": "qwen2",
+        "tie_word_embeddings": True,
+        "sliding_window": 4,
+        "use_sliding_window": False,
+    },
     "smollm3": {**LLAMA, "model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1]},
 }
 

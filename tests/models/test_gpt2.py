@@ -9,7 +9,15 @@ from frozen_jax.errors import UserError
 from frozen_jax.models.gpt2 import GPT2Config
 from frozen_jax.models.lm import build_lm
 from frozen_jax.models.masks import causal_mask, positions_from_mask, positions_from_segments, segment_mask
-from tests.models.lm_cases import CASES, GPT2, TOLERANCE, check_cache_and_padding, check_logits_and_gradient, forward, pair
+from tests.models.lm_cases import (
+    CASES,
+    GPT2,
+    TOLERANCE,
+    check_cache_and_padding,
+    check_logits_and_gradient,
+    forward,
+    pair,
+)
 
 VARIANTS = [case for case in CASES if case.startswith("gpt2")]
 
