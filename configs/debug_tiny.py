@@ -1,6 +1,6 @@
 """The whole run on synthetic pictures with two layers, about 10 s on a CPU: for tests and for trying things.
 
-    python -m frozen_jax.main --config=configs/debug_tiny.py --workdir=runs/debug_tiny
+python -m frozen_jax.main --config=configs/debug_tiny.py --workdir=runs/debug_tiny
 """
 
 from ml_collections import ConfigDict

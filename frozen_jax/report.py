@@ -84,7 +84,7 @@ def draw_samples(path: Path, tests: TestSet, captions: Sequence[str], answers: S
     for question, answer in zip(tests.questions, answers, strict=True):
         by_picture.setdefault(question.image_index, []).append((question.question, answer.strip(), question.answer))
     chosen = [row for row in by_picture if tests.scenes[row]][:SAMPLES]
-    figure, axes = pyplot.subplots(3, 4, figsize=(15, 13.5))
+    figure, axes = pyplot.subplots(3, 4, figsize=(15, 14))
     for axis in axes.flat:
         axis.axis("off")
     for axis, row in zip(axes.flat, chosen, strict=False):
@@ -98,7 +98,7 @@ def draw_samples(path: Path, tests: TestSet, captions: Sequence[str], answers: S
             wrapped = textwrap.fill(line, 44)
             axis.text(0, place, wrapped, transform=axis.transAxes, fontsize=9, va="top", color=colour)
             place -= 0.075 * (1 + wrapped.count("\n"))
-    figure.subplots_adjust(left=0.02, right=0.99, top=0.97, bottom=0.09, hspace=0.5, wspace=0.06)
+    figure.subplots_adjust(left=0.02, right=0.99, top=0.97, bottom=0.12, hspace=0.5, wspace=0.06)
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
 

@@ -5,6 +5,7 @@ The loop itself is `train.py`; what is measured is in `tasks/`; how it is writte
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -90,21 +91,21 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
     checkpoints = open_checkpoints(config, towers, directory)
     title = "blind control" if config.blind else "training"
     print(format_banner(title, mesh=mesh, trainable=towers.trainable, frozen=towers.frozen), flush=True)
-    if mode == "eval":
-        trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
-    else:
-        count = min(config.train.validation_examples, len(validation_source))
-        trained = train(
-            config,
-            towers,
-            make_pipeline(training_source, config, towers),
-            make_pipeline(Subset(validation_source, range(count)), config, towers),
-            mesh=mesh,
-            directory=directory,
-            checkpoints=checkpoints,
-        )
-        _say_how_it_ended(trained, config, directory)
-    checkpoints.close()
+    with contextlib.closing(checkpoints):  # an interrupted run still completes the save that it began
+        if mode == "eval":
+            trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
+        else:
+            count = min(config.train.validation_examples, len(validation_source))
+            trained = train(
+                config,
+                towers,
+                make_pipeline(training_source, config, towers),
+                make_pipeline(Subset(validation_source, range(count)), config, towers),
+                mesh=mesh,
+                directory=directory,
+                checkpoints=checkpoints,
+            )
+            _say_how_it_ended(trained, config, directory)
     params = merge(trained.trainable, towers.frozen)
     reader = easy_vqa.Reader(config, towers.model, params, towers.tokenizer)
     return Fitted(reader, trained, before, _hash_lm(trained.trainable, towers.frozen))
@@ -117,10 +118,9 @@ def load_reader(config: Config, directory: Path) -> easy_vqa.Reader:
         UserError: no checkpoint, or one that is damaged or belongs to another run.
     """
     towers = build_towers(config)
-    checkpoints = open_checkpoints(config, towers, directory)
     mesh = make_mesh(MeshSettings(data=1), batch_size=1)
-    trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
-    checkpoints.close()
+    with contextlib.closing(open_checkpoints(config, towers, directory)) as checkpoints:
+        trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
     return easy_vqa.Reader(config, towers.model, merge(trained.trainable, towers.frozen), towers.tokenizer)
 
 

@@ -81,7 +81,7 @@ def test_a_language_model_without_a_weight(lm_copy, tiny_config, tmp_path):
     name = next(name for name in tensors if name.endswith("attn.c_attn.weight"))
     del tensors[name]
     save_file(tensors, lm_copy / "model.safetensors")
-    assert name in refused(tiny_config, tmp_path / "w")
+    assert name.removeprefix("transformer.") in refused(tiny_config, tmp_path / "w")
 
 
 def test_a_truncated_file_of_weights(lm_copy, tiny_config, tmp_path):
@@ -114,16 +114,12 @@ def test_no_such_language_model(tiny_config, tmp_path):
         ("data", "train", "easy_vqa:tran", "tran"),
         ("vision", "name", "resnet5", "resnet5"),
         ("vision", "options", {"width": 3}, "width"),
-        ("data", "max_tokens", 8, "data.max_tokens"),
         ("train", "batch_size", 12, "config.train.batch_size"),
     ],
 )
 def test_names_and_sizes_that_do_not_fit(tiny_config, tmp_path, section, name, value, message):
     given = tiny_config.to_dict()
     given[section][name] = value
-    if name == "max_tokens":
-        given["data"]["caption_format"] = "a very long wording of the caption: {caption}"
-        given["prefix"]["length"] = 6
     assert message in refused(given, tmp_path / "w")
 
 
@@ -196,7 +192,7 @@ def test_pictures_that_are_none(workdir, tmp_path):
     Image.new("RGB", (1, 1), "red").save(tiny)
     with pytest.raises(UserError, match=r"text\.png"):
         caption(directory, [text], question=None)
-    with pytest.raises(UserError, match=r"20000.*20000"):
+    with pytest.raises(UserError, match=r"huge\.png.*400000000 pixels"):
         caption(directory, [huge], question=None)
     with pytest.raises(UserError, match="missing"):
         caption(directory, [tmp_path / "missing.png"], question=None)

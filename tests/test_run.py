@@ -64,7 +64,7 @@ def test_a_run_writes_everything(finished):
 def test_training_lowers_the_loss(tiny_lm, tmp_path):
     run(make_config(tiny_lm, steps=40, evaluate_every=20), tmp_path / "w", mode="train")
     losses = read_metrics(tmp_path / "w", "validation")
-    assert losses[40] < losses[20] < read_metrics(tmp_path / "w")[1]
+    assert losses[40] < losses[20] < read_metrics(tmp_path / "w")[2]
 
 
 def test_resuming_continues_bitwise(finished, tiny_lm, tmp_path, monkeypatch):

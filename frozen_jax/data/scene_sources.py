@@ -37,7 +37,7 @@ class CaptionedScenes:
 
 
 class DescribedScenes:
-    """Scenes in words alone: record i, a scene with all its captions and one question, is a pure function of seed and i.
+    """Scenes in words alone: record i, a scene with its captions and one question, is a pure function of seed and i.
 
     Neither pictures nor questions of easy-VQA are read.
     """
@@ -63,7 +63,9 @@ class DescribedScenes:
 def open_easy_vqa(split: str) -> Source:
     """Opens `train` (without the held-out pictures), `validation` (the held-out ones) or `test`, captioned."""
     if split not in ("train", "validation", "test"):
-        raise UserError(f"data: easy_vqa has no split {split!r}; use easy_vqa:train, easy_vqa:validation or easy_vqa:test")
+        raise UserError(
+            f"data: easy_vqa has no split {split!r}; use easy_vqa:train, easy_vqa:validation or easy_vqa:test"
+        )
     if split == "test":
         return CaptionedScenes(EasyVQA("test"))
     train, validation = split_holdout(CaptionedScenes(EasyVQA("train")), count=HELD_OUT)

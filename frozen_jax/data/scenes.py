@@ -62,8 +62,11 @@ ABSENCE_QUESTIONS = (
 """The same with a negation; "yes" means that it is not there."""
 
 ABSENCE_SHARE = 0.3
-"""Share of absence questions among those with yes and no. At a half, "yes" would say nothing about whether the thing is
-there until negation is understood, and negation nothing until presence is: neither would give a gradient to begin with."""
+"""Share of absence questions among those with yes and no.
+
+At a half, "yes" would say nothing about whether the thing is there until negation is understood, and negation nothing
+until presence is: neither would give a gradient to begin with.
+"""
 
 
 def list_captions(colour: str, shape: str) -> tuple[str, ...]:

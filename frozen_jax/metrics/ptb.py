@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-_L = r"(?:[^\W\d_²³¹¼-¾⁰-₉⅐-⅟①-⓿❶-➓]|[\u0300-\u036f\u0900-\u0903\u093c-\u094f])"  # letter
+_L = r"(?:[^\W\d_²³¹¼-¾⁰-₉⅐-⅟①-⓿❶-➓\U00010000-\U0010ffff]|[\u0300-\u036f\u0900-\u0903\u093c-\u094f])"  # letter
 _N = rf"(?:{_L}|\d)"  # letter or digit
 _A = "['’\x92]"  # apostrophe
 _H = "[-‐‑]"  # hyphen within a word
@@ -76,7 +76,7 @@ _RULES = tuple(
         r"((?i:c'mon|cap'n|ev'ry|li'l|nat'l|nor'easter|s'mores))",
         # Abbreviations.
         rf"((?i:{_ABBREVIATIONS}|[a-z])\.|(?:{_CAPITALISED_ABBREVIATIONS})\.)",
-        rf"([A-Za-z])\.\s+(?:{_SENTENCE_STARTS}|{_SENTENCE_STARTS.upper()})\s",
+        rf"([A-Za-z])\.\s+(?:{_SENTENCE_STARTS}|{_SENTENCE_STARTS.upper()})(?:\s|$)",
         rf"((?i:{_BEFORE_NUMBER})\.)\s?\d",
         rf"({_N}+(?:{_H}{_N}+)*\.)[,;:]",
         rf"({_ACRONYM})",
@@ -90,7 +90,7 @@ _RULES = tuple(
         r"([A-Z]+(?:[&+][A-Z]+)+|(?i:c\+\+|[cf]#))",
         # The net.
         r"((?i:https?)://[^\s<>\"()]+\.[^\s<>\"()]*[^\s<>\"().,;:!?])",
-        r"((?:[^\s<>\"()/.,;:!?'`@-]+\.)+(?i:com|net|org|edu)(?:/[^\s<>\"()]*[^\s<>\"().,;:!?])?)",
+        r"((?:[A-Za-z0-9]+\.)+(?i:com|net|org|edu)(?:/[^\s<>\"()]*[^\s<>\"().,;:!?])?)",
         r"((?i:www)\.(?:[\w-]+\.)+[A-Za-z]+)",
         r"([A-Za-z0-9][^\s<>\"()|@]*@(?:[^\s<>\"()|.]+\.)*[^\s<>\"()|.]+)",
         r"(@[A-Za-z_][A-Za-z_0-9]*|#[A-Za-z]+)",

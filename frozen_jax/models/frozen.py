@@ -74,7 +74,11 @@ class FrozenModel:
         return {"lm": self.lm.init(rng, jnp.zeros((1, 2), jnp.int32))["params"]}
 
     def embed_images(
-        self, params: Params, images: UInt8[Array | np.ndarray, "B I height width 3"], *, rng: Key[Array, ""] | None = None
+        self,
+        params: Params,
+        images: UInt8[Array | np.ndarray, "B I height width 3"],
+        *,
+        rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B I P D"]:
         """Encodes images to prefix vectors. With `rng` dropout is on (training)."""
         assert self.vision is not None and self.prefix is not None

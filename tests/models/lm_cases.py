@@ -1,4 +1,4 @@
-"""Tiny random language models in torch of every family and variant, ours with the same weights, and what must be equal."""
+"""Tiny random torch language models of every family and variant, ours with the same weights, what must be equal."""
 
 from __future__ import annotations
 

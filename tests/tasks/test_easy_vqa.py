@@ -1,10 +1,13 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_jax.config import Config, DataSettings
 from frozen_jax.data.easy_vqa import EasyQuestion
 from frozen_jax.data.scenes import list_captions
-from frozen_jax.prompt import Image
 from frozen_jax.tasks.easy_vqa import (
+    Reader,
+    TestSet,
     accuracy_by_type,
     matches_caption,
     score_baselines,
@@ -25,27 +28,25 @@ QUESTIONS = [
 ]
 
 
-class Tests:
+CONFIG = Config(data=DataSettings(caption_format=" {caption}", question_format=" Question: {question} Answer:"))
+PREFIXES = jnp.zeros((4, 2, 3))
+
+
+class Tests(TestSet):
     """A test set of four pictures."""
 
-    questions = QUESTIONS
-    scenes = SCENES
-    images = np.zeros((4, 2, 2, 3), np.uint8)
-
-    def prompt(self, question, before):
-        return (before, f" Question: {question.question} Answer:")
+    def __init__(self, questions=QUESTIONS):
+        self.questions, self.scenes = questions, SCENES
+        self.images = np.zeros((4, 2, 2, 3), np.uint8)
+        self.question_format = CONFIG.data.question_format
 
 
-class Reader:
+class FakeReader(Reader):
     """Answers from the prompt alone, by what stands before the question: a picture's number or words."""
 
     def __init__(self, answer):
-        self.answer = answer
-        self.asked = []
-        self.config = type("Config", (), {"seed": 0, "data": type("Data", (), {"caption_format": " {caption}"})})
-
-    def image(self, row):
-        return Image(row)
+        for name, value in (("config", CONFIG), ("answer", answer), ("asked", [])):
+            object.__setattr__(self, name, value)
 
     def ask(self, prompts, prefixes):
         self.asked += prompts
@@ -63,14 +64,14 @@ def see(picture, text=""):
 
 
 def test_a_perfect_reader_scores_100_and_a_shuffled_one_does_not():
-    scores, answers = score_questions(Reader(see), Tests(), None)
+    scores, answers = score_questions(FakeReader(see), Tests(), PREFIXES)
     assert scores == {
         "accuracy": 100.0,
         "by_type": {"colour": 100.0, "shape": 100.0, "yes/no": 100.0},
         "questions": 5,
     }
     assert answers[0] == " Red."
-    assert score_shuffled(Reader(see), Tests(), None)["accuracy"] < 100
+    assert score_shuffled(FakeReader(see), Tests(), PREFIXES)["accuracy"] < 100
 
 
 def test_by_type_by_hand():
@@ -80,8 +81,8 @@ def test_by_type_by_hand():
 
 
 def test_shuffled_asks_about_another_picture_and_keeps_questions_of_a_picture_together():
-    reader = Reader(see)
-    score_shuffled(reader, Tests(), None)
+    reader = FakeReader(see)
+    score_shuffled(reader, Tests(), PREFIXES)
     pairs = [(q.image_index, prompt[0].row) for q, prompt in zip(QUESTIONS, reader.asked, strict=True)]
     assert all(own != other for own, other in pairs)
     assert pairs[1] == pairs[2]
@@ -96,7 +97,7 @@ def test_the_shuffle_moves_everything(size):
 
 
 def test_the_oracle_is_asked_in_words_about_disclosed_pictures_alone():
-    reader = Reader(lambda words, question: " red")
+    reader = FakeReader(lambda words, question: " red")
     scores = score_text_oracle(reader, Tests())
     assert scores["questions"] == 4 and scores["accuracy"] == 25.0
     assert all(isinstance(prompt[0], str) for prompt in reader.asked)
@@ -106,10 +107,10 @@ def test_the_oracle_is_asked_in_words_about_disclosed_pictures_alone():
 
 
 def test_exact_match_counts_disclosed_pictures_and_every_wording():
-    figures, captions = score_captions(Reader(see), Tests(), None)
+    figures, captions = score_captions(FakeReader(see), Tests(), PREFIXES)
     assert figures == {"exact_match": 100.0, "pictures": 3, "chance": pytest.approx(66.67)}
     assert captions[0] == "red circle"
-    wrong, _ = score_captions(Reader(lambda picture: " red circle"), Tests(), None)
+    wrong, _ = score_captions(FakeReader(lambda picture: " red circle"), Tests(), PREFIXES)
     assert wrong["exact_match"] == pytest.approx(66.67)
 
 
@@ -132,7 +133,6 @@ def test_baselines_of_the_whole_set():
     """The published set's own figures: majority 37.3 %, question only 67.0 %."""
     from frozen_jax.data.easy_vqa import EasyVQA
 
-    tests = Tests()
-    tests.questions = EasyVQA("test").questions
+    tests = Tests(EasyVQA("test").questions)
     assert len(tests.questions) == 9673
     assert score_baselines(tests) == {"majority": 37.33, "question_only": 67.0}
