@@ -27,7 +27,7 @@ def declared(requirements: list[str]) -> set[str]:
 
 def imported_modules(source: str) -> set[str]:
     """First names of all absolute imports, also of those inside functions and by `importlib` with a literal name."""
-    names = set()
+    names: set = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}

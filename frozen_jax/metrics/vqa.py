@@ -66,7 +66,7 @@ def normalise_answer(text: str) -> str:
         text: an answer as written or as generated.
 
     Returns:
-        The normalised answer, possibly empty. Not idempotent: deleting marks can bring new words about.
+        The normalised answer, possibly empty.
 
     Source: evaluation script of the VQA challenge (GT-Vision-Lab/VQA).
     """
@@ -88,7 +88,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
     Several references (ten in VQAv2, OKVQA, VizWiz): the official accuracy. Each reference is left out in turn,
     min(1, matches among the others / 3) is taken, and the mean over all is the score: with ten references one match
-    gives 0.3, two 0.6, three 0.9, four or more 1. If all references are equal, neither side is normalised beyond
+    gives 0.3, two 0.6, three 0.9, four or more 1 (fewer than four references cannot give 1). If all references are equal, neither side is normalised beyond
     white space, so "Yes" against ten times "yes" scores 0: that is the official rule.
 
     One reference (`len(answers) == 1`, as in easy-VQA, where leaving one out leaves none): 1 if both are equal after

@@ -53,7 +53,7 @@ class Reader:
             batch_size=settings.batch_size,
         )
 
-    def prefixes(self, images: UInt8[np.ndarray, "R height width 3"]) -> Float[Array, "R P D"]:
+    def prefixes(self, images: UInt8[np.ndarray, "R height width 3"]) -> Float[Array, "R2 P D"]:
         """Encodes pictures; one black picture for a model that is blind."""
         if self.config.blind:
             images = np.zeros_like(images[:1])

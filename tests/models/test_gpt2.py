@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from frozen_jax.errors import UserError
 from frozen_jax.models.gpt2 import GPT2Config
@@ -11,11 +15,12 @@ from frozen_jax.models.lm import build_lm
 from frozen_jax.models.masks import causal_mask, positions_from_mask, positions_from_segments, segment_mask
 from tests.models.lm_cases import (
     CASES,
+    FAST_COMPILE,
     GPT2,
     TOLERANCE,
     check_cache_and_padding,
     check_logits_and_gradient,
-    forward,
+    look_up,
     pair,
 )
 
@@ -34,20 +39,24 @@ def test_cache_and_padding(case: str) -> None:
 
 def test_packed_texts_equal_separate_ones() -> None:
     model = pair("gpt2")
-    tokens = jnp.asarray(np.random.default_rng(0).integers(3, 61, (1, 9)), jnp.int32)
+    tokens = np.random.default_rng(0).integers(3, 61, (1, 9))
     segments = jnp.asarray([[1, 1, 1, 1, 2, 2, 2, 2, 2]])
-    embeddings = model.module.apply({"params": model.params}, tokens, method="embed")
-    hidden, _ = model.module.apply(
-        {"params": model.params},
-        embeddings,
-        positions=positions_from_segments(segments),
-        mask=segment_mask(segments),
-        method="stack",
-    )
-    packed = model.module.apply({"params": model.params}, hidden, method="logits")
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def packed_logits(embeddings: jax.Array) -> jax.Array:
+        hidden, _ = model.module.apply(
+            {"params": model.params},
+            embeddings,
+            positions=positions_from_segments(segments),
+            mask=segment_mask(segments),
+            method="stack",
+        )
+        return model.module.apply({"params": model.params}, hidden, method="logits")
+
+    packed = packed_logits(look_up(model, tokens))
     for part in (slice(0, 4), slice(4, 9)):
-        mask = jnp.ones((1, part.stop - part.start), bool)
-        alone = forward(model.module, model.params, embeddings[:, part], mask)
+        with torch.no_grad():
+            alone = model.torch_model(torch.tensor(tokens[:, part]).long()).logits.numpy()
         np.testing.assert_allclose(packed[:, part], alone, atol=TOLERANCE, rtol=0)
 
 
@@ -59,55 +68,57 @@ def test_slots_and_padding_ids_read_a_row_of_the_table() -> None:
     np.testing.assert_array_equal(rows[0], table[[0, 0, 0, 60]])
 
 
-def dropout_model(**rates: float) -> tuple[object, dict[str, object], jax.Array]:
-    """A model in which every layer adds one to the residual stream, which is zero before."""
-    config = GPT2Config.from_hf({**GPT2, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, **rates})
-    module = build_lm(config)
-    params = module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-    params = jax.tree.map(jnp.zeros_like, params)
-    params["blocks"]["out"]["bias"] += 1.0
-    params["final_norm"]["scale"] += 1.0
-    return module, params, jnp.zeros((2, 8, config.width))
+NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
-def stack(module, params, embeddings, *, rng=None):
-    everything = jnp.ones(embeddings.shape[:2], bool)
-    hidden, _ = module.apply(
-        {"params": params},
-        embeddings,
-        positions=positions_from_mask(everything),
-        mask=causal_mask(everything),
-        deterministic=rng is None,
-        rngs=None if rng is None else {"dropout": rng},
-        method="stack",
-    )
-    return np.asarray(hidden)
+def run_stack(module: Any, params: Any, embeddings: jax.Array, seeds: list[int | None]) -> list[np.ndarray]:
+    """Returns the stack's results: for None without dropout and without a random key."""
+
+    @functools.partial(jax.jit, static_argnames="deterministic", compiler_options=FAST_COMPILE)
+    def run(params: Any, embeddings: jax.Array, rngs: Any, deterministic: bool) -> jax.Array:
+        everything = jnp.ones(embeddings.shape[:2], bool)
+        hidden, _ = module.apply(
+            {"params": params},
+            embeddings,
+            positions=positions_from_mask(everything),
+            mask=causal_mask(everything),
+            deterministic=deterministic,
+            rngs=rngs,
+            method="stack",
+        )
+        return hidden
+
+    keys = [None if seed is None else {"dropout": jax.random.key(seed)} for seed in seeds]
+    return [np.asarray(run(params, embeddings, rngs, deterministic=rngs is None)) for rngs in keys]
 
 
 def test_dropout_differs_between_layers() -> None:
     """Two layers that add 1, each dropped with rate 1/2, give sums of 0, 2 and 4; one mask for both gives 0 and 4."""
-    module, params, embeddings = dropout_model(resid_pdrop=0.5)
-    hidden = stack(module, params, embeddings, rng=jax.random.key(0))
+    config = GPT2Config.from_hf({**GPT2, **NO_DROPOUT, "resid_pdrop": 0.5})
+    params = jax.tree.map(np.zeros_like, pair("gpt2").params)
+    params["blocks"]["out"]["bias"] += 1.0
+    params["final_norm"]["scale"] += 1.0
+    (hidden,) = run_stack(build_lm(config), params, jnp.zeros((2, 8, config.width)), [0])
     assert {len(np.unique(row.round(3))) for row in hidden.reshape(-1, hidden.shape[-1])} == {3}
 
 
-@pytest.mark.parametrize("rate", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
+@pytest.mark.parametrize("rate", NO_DROPOUT)
 def test_each_dropout_acts_in_training_only(rate: str) -> None:
-    config = GPT2Config.from_hf({**GPT2, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, rate: 0.5})
-    module = build_lm(config)
+    module = build_lm(GPT2Config.from_hf({**GPT2, **NO_DROPOUT, rate: 0.5}))
     params = pair("gpt2").params
     embeddings = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 32)), jnp.float32)
-    still = stack(module, params, embeddings)
-    first, again, other = (stack(module, params, embeddings, rng=jax.random.key(seed)) for seed in (1, 1, 2))
+    still, first, again, other = run_stack(module, params, embeddings, [None, 1, 1, 2])
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.01
     assert np.abs(first - still).max() > 0.01
-    np.testing.assert_array_equal(still, stack(pair("gpt2").module, params, embeddings))
+    (without,) = run_stack(build_lm(GPT2Config.from_hf({**GPT2, **NO_DROPOUT})), params, embeddings, [None])
+    np.testing.assert_array_equal(still, without)
 
 
 def test_initial_weights() -> None:
     config = GPT2Config.from_hf({**GPT2, "n_embd": 128, "n_layer": 8, "vocab_size": 1000})
-    params = build_lm(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    initialise = jax.jit(build_lm(config).init, compiler_options=FAST_COMPILE)
+    params = jax.tree.map(np.asarray, initialise(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
     for path, std in {
         "embed/embedding": 0.02,
         "blocks/qkv/kernel": 0.02,

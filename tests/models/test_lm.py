@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import transformers
 from frozen_jax.errors import UserError
 from frozen_jax.models.layers import contract, count_parameters
 from frozen_jax.models.lm import build_lm, init_cache, lm_config_from_hf
-from tests.models.lm_cases import CASES, GPT2, LLAMA, forward, left_padded, pair
+from tests.models.lm_cases import CASES, FAST_COMPILE, GPT2, LLAMA, forward, left_padded, look_up, pair
 
 
 def opt(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -114,24 +115,43 @@ def test_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
         build_lm(lm_config_from_hf(GPT2), **options)
 
 
-@pytest.mark.parametrize("case", ["gpt2_by_layer", "smollm3"])
-@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 2}])
-def test_how_the_stack_is_run_changes_nothing(case: str, options: dict[str, Any]) -> None:
+def logits_and_gradient(case: str, module: Any) -> tuple[jax.Array, jax.Array]:
     model = pair(case)
     tokens, mask = left_padded(rows=2, length=8)
-    embeddings = model.module.apply({"params": model.params}, jnp.asarray(tokens), method="embed")
 
-    def logits_and_gradient(module: Any) -> tuple[jax.Array, jax.Array]:
-        def loss(embeddings):
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def run(embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def loss(embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = forward(module, model.params, embeddings, jnp.asarray(mask))
             return jnp.square(logits).mean(), logits
 
-        gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(embeddings)
+        gradient, logits = jax.grad(loss, has_aux=True)(embeddings)
         return logits, gradient
 
-    module = build_lm(model.config, **options)
-    for ours, plain in zip(logits_and_gradient(module), logits_and_gradient(model.module), strict=True):
-        np.testing.assert_allclose(ours, plain, atol=1e-6, rtol=0)
+    return run(look_up(model, tokens))
+
+
+@pytest.mark.parametrize("case", ["gpt2_by_layer", "smollm3"])
+def test_how_the_stack_is_run_changes_nothing(case: str) -> None:
+    model = pair(case)
+    plain = logits_and_gradient(case, model.module)
+    for options in ({"remat": "full"}, {"remat": "dots"}, {"unroll": 2}):
+        for ours, expected in zip(logits_and_gradient(case, build_lm(model.config, **options)), plain, strict=True):
+            np.testing.assert_allclose(ours, expected, atol=1e-6, rtol=0, err_msg=str(options))
+
+
+def test_remat_recomputes() -> None:
+    """What "full" keeps for the backward pass is one residual stream per layer; "none" keeps much more."""
+    model = pair("gpt2")
+
+    def kept(remat: str) -> int:
+        module = build_lm(model.config, remat=remat)
+        embeddings = jax.ShapeDtypeStruct((2, 16, 32), jnp.float32)
+        mask = jnp.ones((2, 16), bool)
+        _, pullback = jax.eval_shape(lambda e: jax.vjp(lambda e: forward(module, model.params, e, mask), e), embeddings)
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    assert kept("full") < kept("dots") < kept("none")
 
 
 def step_hlo(unroll: int) -> str:
@@ -181,10 +201,18 @@ def test_bfloat16_computation_keeps_f32_logits_and_is_close(case: str) -> None:
     tokens, mask = left_padded(rows=2, length=8)
     module = build_lm(model.config, dtype=jnp.bfloat16)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
-    embeddings = module.apply({"params": params}, jnp.asarray(tokens), method="embed")
-    assert embeddings.dtype == jnp.bfloat16
-    logits = forward(module, params, embeddings, jnp.asarray(mask))
-    assert logits.dtype == jnp.float32
-    exact = forward(model.module, model.params, model.params["embed"]["embedding"][tokens], jnp.asarray(mask))
-    error = np.abs(np.asarray(logits - exact))[mask]
-    assert 0 < error.mean() < 0.05
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def run(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        embeddings = module.apply({"params": params}, tokens, method="embed")
+        return embeddings, forward(module, params, embeddings, jnp.asarray(mask))
+
+    embeddings, logits = run(tokens)
+    assert (embeddings.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    positions = torch.tensor(np.maximum(mask.cumsum(axis=1) - 1, 0))
+    with torch.no_grad():
+        exact = model.torch_model(
+            torch.tensor(tokens).long(), attention_mask=torch.tensor(mask).long(), position_ids=positions
+        ).logits.numpy()
+    error = np.abs(np.asarray(logits) - exact)[mask]
+    assert 1e-4 < error.mean() < 0.05

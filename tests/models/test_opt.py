@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from frozen_jax.errors import UserError
 from frozen_jax.models.opt import OPTConfig
-from tests.models.lm_cases import CASES, OPT, check_cache_and_padding, check_logits_and_gradient, pair
+from tests.models.lm_cases import CASES, FAST_COMPILE, OPT, check_cache_and_padding, check_logits_and_gradient, pair
 
 VARIANTS = [case for case in CASES if case.startswith("opt")]
 
@@ -25,11 +28,16 @@ def test_embeddings_and_hidden_states_are_as_wide_as_the_token_table() -> None:
     """OPT-350M's layers are wider than its embeddings; whoever stands beside the embeddings need not know."""
     model = pair("opt_350m")
     assert (model.config.embed_width, model.config.width) == (16, 32)
-    tokens = jnp.zeros((1, 3), jnp.int32)
-    embeddings = model.module.apply({"params": model.params}, tokens, method="embed")
-    hidden, _ = model.module.apply(
-        {"params": model.params}, embeddings, positions=tokens, mask=jnp.ones((1, 3, 3), bool), method="stack"
-    )
+
+    def run(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        embeddings = model.module.apply({"params": model.params}, tokens, method="embed")
+        mask = jnp.ones((1, 3, 3), bool)
+        hidden, _ = model.module.apply(
+            {"params": model.params}, embeddings, positions=tokens, mask=mask, method="stack"
+        )
+        return embeddings, hidden
+
+    embeddings, hidden = jax.eval_shape(run, jax.ShapeDtypeStruct((1, 3), jnp.int32))
     assert embeddings.shape == hidden.shape == (1, 3, 16)
 
 
@@ -37,19 +45,19 @@ def test_last_position_is_in_the_table() -> None:
     """The table has two rows more than positions: the last position must not be cut off by one of them."""
     model = pair("opt")
     assert model.params["positions"]["embedding"].shape == (50, 32)
-    embeddings = jnp.zeros((1, 1, 32))
 
-    def at(position: int) -> np.ndarray:
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def at(position: jax.Array) -> jax.Array:
         hidden, _ = model.module.apply(
             {"params": model.params},
-            embeddings,
-            positions=jnp.full((1, 1), position),
+            jnp.zeros((1, 1, 32)),
+            positions=position[None, None],
             mask=jnp.ones((1, 1, 1), bool),
             method="stack",
         )
-        return np.asarray(hidden)
+        return hidden
 
-    assert np.abs(at(47) - at(46)).max() > 0.01
+    assert np.abs(np.asarray(at(jnp.int32(47))) - np.asarray(at(jnp.int32(46)))).max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from frozen_jax.config import DataSettings
+from frozen_jax.data.records import Question, Record
+from frozen_jax.data.text import Text
+from frozen_jax.data.wording import word_rows
+
+PICTURE = np.zeros((2, 2, 3), np.uint8)
+ASKED = (Question("what color?", ("red",)),)
+
+
+def word(record, seed=0, **settings):
+    return word_rows(DataSettings(caption_format=" {caption}", **settings))(record, np.random.default_rng(seed))
+
+
+def test_rows_as_drawn():
+    question = " a red circleQuestion: what color? Answer:"
+    assert word(Record("a", PICTURE, (), ASKED), question_fraction=1.0) == Text(" red", question[13:])
+    assert word(Record("a", PICTURE, ("it is red",))) == Text(" it is red", "")
+    assert word(Record("a", None, ("a red circle",), ASKED), question_fraction=1.0) == Text(" red", question)
+    assert word(Record("a", None, ("a red circle",))) == Text(" a red circle", " a red circle")
+
+
+def test_several_captions_are_different_and_joined():
+    captions = ("one", "two", "three")
+    texts = {word(Record("a", PICTURE, captions), seed, captions_per_example=2).target for seed in range(60)}
+    singles = {f" {caption}" for caption in captions}
+    pairs = {f" {a}. {b}" for a in captions for b in captions if a != b}
+    assert texts == singles | pairs
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
+def test_questions_come_in_their_share(fraction):
+    record = Record("a", PICTURE, ("it is red",), ASKED)
+    asked = [bool(word(record, seed, question_fraction=fraction).prompt) for seed in range(400)]
+    assert abs(np.mean(asked) - fraction) < 0.08
+
+
+def test_a_record_without_words_has_no_text():
+    assert word(Record("a", PICTURE)) is None
+    assert word(Record("a", None, (), ASKED), question_fraction=1.0) == Text(" red", "Question: what color? Answer:")
