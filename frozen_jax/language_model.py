@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from frozen_jax.convert.lm_weights import export_lm, import_lm
@@ -200,19 +201,24 @@ def save_lm(directory: str | Path, config: LMConfig, params: Params, tokenizer: 
         directory.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             tokenizer.save(directory)
-        partial = directory / f".{SINGLE}.partial"
-        try:
-            save_file(export_lm(config, params), partial, metadata={"format": "pt"})
-            os.replace(partial, directory / SINGLE)
-        finally:
-            partial.unlink(missing_ok=True)
-        partial = directory / ".config.json.partial"
-        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(partial, directory / "config.json")
-    except OSError as error:
+        tensors = export_lm(config, params)
+        _write_whole(directory / SINGLE, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        _write_whole(directory / "config.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"the language model cannot be saved in {directory}: {error}; free space or choose another"
+            f"the language model cannot be saved in {directory}: {error}; free space or choose another directory"
         ) from error
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a file beside `path` and moves it there; leaves nothing behind if that fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _open_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray], Tokenizer | None]:

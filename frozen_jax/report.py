@@ -17,7 +17,7 @@ from frozen_jax.train import Trained
 from frozen_jax.workdir import write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
-    from frozen_jax.tasks.easy_vqa import TestSet
+    from frozen_jax.tasks.easy_vqa import QuestionSet
 
 SAMPLES = 12
 QUESTIONS_PER_SAMPLE = 3
@@ -66,7 +66,7 @@ class Report:
         return self.figures
 
 
-def draw_samples(path: Path, tests: TestSet, captions: Sequence[str], answers: Sequence[str]) -> None:
+def draw_samples(path: Path, tests: QuestionSet, captions: Sequence[str], answers: Sequence[str]) -> None:
     """Draws a grid of test pictures with their truth, the caption and a few answers; wrong ones are red.
 
     Args:

@@ -70,7 +70,7 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
                 blind = fit(dataclasses.replace(config, blind=True), workdir.path / "blind", mode=mode)
             _evaluate_easy_vqa(config, seeing, blind, report, workdir.path)
         elif config.evaluate.task == "scene_text":
-            tests = easy_vqa.TestSet(config)
+            tests = easy_vqa.QuestionSet(config)
             report.add("vqa", text_oracle=easy_vqa.score_text_oracle(seeing.reader, tests)["accuracy"])
             reader = seeing.reader
             save_lm(workdir.path / "lm", reader.model.lm.config, reader.params["lm"], reader.tokenizer)
@@ -160,7 +160,7 @@ def make_pipeline(source: Source, config: Config, towers: Towers) -> Pipeline:
 
 
 def _evaluate_easy_vqa(config: Config, seeing: Fitted, blind: Fitted | None, report: Report, directory: Path) -> None:
-    tests = easy_vqa.TestSet(config)
+    tests = easy_vqa.QuestionSet(config)
     reader = seeing.reader
     prefixes = reader.prefixes(tests.images)
     scores, answers = easy_vqa.score_questions(reader, tests, prefixes)

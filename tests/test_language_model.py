@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import errno
 import json
+import resource
+import signal
 import sys
 import types
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 import torch
 import transformers
 
-from frozen_jax import language_model
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import LanguageModel, fingerprint_params, load_lm, save_lm
 from frozen_jax.tokenizer import train_bpe
@@ -225,14 +225,18 @@ def test_embeddings_of_another_width_are_refused(model: LanguageModel) -> None:
         model.logits_from_embeddings(np.zeros((1, 2, 16), np.float32))
 
 
-def test_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(language_model, "save_file", fill)
-    with pytest.raises(UserError, match="No space left on device; free space or choose another directory"):
-        save_lm(tmp_path / "new", pair("gpt2").config, pair("gpt2").params, None)
+def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """The system itself stops the writing, as on a full disk; safetensors reports that with an error of its own."""
+    source = pair("gpt2")
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+        with pytest.raises(UserError, match="File too large.*; free space or choose another directory"):
+            save_lm(tmp_path / "new", source.config, source.params, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        signal.signal(signal.SIGXFSZ, before)
     assert list((tmp_path / "new").iterdir()) == []
 
 

@@ -57,7 +57,7 @@ _RULES = tuple(
     for rule in (
         # Markup, entities, brackets already spelt out.
         r"(</?[A-Za-z!][^<>]*>)",
-        r"(&(?i:amp|lt|gt|quot|nbsp|[mn]dash|#\d+);)",
+        r"(&(?i:lt|gt|quot|nbsp|[mn]dash|#\d+);)",
         r"(-[LR][RSC]B-)",
         # Contractions and words that are split in two.
         rf"({_L}{_N}*){_CLITIC}",
@@ -107,7 +107,7 @@ _SPLIT = frozenset(("cannot", "gonna", "wanna", "gotta", "gimme", "lemme"))
 _SPELT = {
     **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
     **{"£": "#", "€": "$", "¤": "$", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"},
-    **{"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "", "&nbsp;": "", "&mdash;": "", "&ndash;": ""},
+    **{"&lt;": "<", "&gt;": ">", "&quot;": "", "&nbsp;": "", "&mdash;": "", "&ndash;": ""},
     **{f"{mark}{clitic}": f"'{clitic}" for mark in "’\x92" for clitic in ("s", "m", "d", "re", "ve", "ll")},
     **{f"n{mark}t": "n't" for mark in "’\x92"},
 }
@@ -130,7 +130,7 @@ def tokenize_caption(text: str) -> tuple[str, ...]:
 
     Source: behaviour of pycocoevalcap 1.2's tokenizer (see the head of this file for the deviations).
     """
-    text = text.replace("\u00ad", "").replace("\u00a0", " ").replace("&apos;", "'")
+    text = text.replace("\u00ad", "").replace("\u00a0", " ").replace("&apos;", "'").replace("&amp;", "&")
     tokens: list[str] = []
     start = 0
     while start < len(text):

@@ -88,8 +88,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
     Several references (ten in VQAv2, OKVQA, VizWiz): the official accuracy. Each reference is left out in turn,
     min(1, matches among the others / 3) is taken, and the mean over all is the score: with ten references one match
-    gives 0.3, two 0.6, three 0.9, four or more 1 (fewer than four references cannot give 1). If all references are equal, neither side is normalised beyond
-    white space, so "Yes" against ten times "yes" scores 0: that is the official rule.
+    gives 0.3, two 0.6, three 0.9, four or more 1; with fewer than four references 1 is out of reach. If all references
+    are equal, neither side is normalised beyond white space, so "Yes" against ten times "yes" scores 0: that is the
+    official rule.
 
     One reference (`len(answers) == 1`, as in easy-VQA, where leaving one out leaves none): 1 if both are equal after
     `normalise_answer`, else 0.

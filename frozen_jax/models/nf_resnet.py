@@ -56,7 +56,7 @@ def standardise(
 
     It depends on parameters alone, so it is computed once per step however many images there are, and in float32.
 
-    Source: Brock, De and Smith, arXiv 2101.08692, equation 1 and section 4.
+    Source: Brock, De and Smith, arXiv 2101.08692 (scaled weight standardisation).
     """
     fan_in = math.prod(kernel.shape[:3])
     centred = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)

@@ -122,6 +122,10 @@ class Rope:
         for name, value in values.items():
             if name != "truncate" and (not isinstance(value, int | float) or isinstance(value, bool) or value <= 0):
                 raise UserError(f"config.json: rope parameter {name} = {value!r} must be a number above 0")
+            # JSON writes 100000 as readily as 100000.0.
+            values[name] = value if name == "truncate" else int(value) if name == "original_positions" else float(value)
+        if not isinstance(values.get("truncate", True), bool):
+            raise UserError(f"config.json: rope parameter truncate = {values['truncate']!r} must be true or false")
         return cls(kind=kind, **values)
 
     def to_hf(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Reader:
         return Image(0 if self.config.blind else row)
 
 
-class TestSet:
+class QuestionSet:
     """The questions and pictures that are asked about: the same for every model and control."""
 
     def __init__(self, config: Config):
@@ -101,14 +101,14 @@ def accuracy_by_type(answers: Sequence[str], questions: Sequence[EasyQuestion]) 
 
 
 def score_questions(
-    reader: Reader, tests: TestSet, prefixes: Float[Array, "R P D"]
+    reader: Reader, tests: QuestionSet, prefixes: Float[Array, "R P D"]
 ) -> tuple[dict[str, Any], list[str]]:
     """Asks every question about its own picture."""
     answers = reader.ask([tests.prompt(q, reader.image(q.image_index)) for q in tests.questions], prefixes)
     return accuracy_by_type(answers, tests.questions), answers
 
 
-def score_shuffled(reader: Reader, tests: TestSet, prefixes: Float[Array, "R P D"]) -> dict[str, Any]:
+def score_shuffled(reader: Reader, tests: QuestionSet, prefixes: Float[Array, "R P D"]) -> dict[str, Any]:
     """Asks every question about another picture than its own, each picture's questions about the same other one."""
     other = shuffle_without_fixed_points(len(tests.images), seed=reader.config.seed)
     prompts = [tests.prompt(q, reader.image(other[q.image_index])) for q in tests.questions]
@@ -123,7 +123,7 @@ def shuffle_without_fixed_points(size: int, *, seed: int) -> list[int]:
     return [following[index] for index in range(size)]
 
 
-def score_text_oracle(reader: Reader, tests: TestSet) -> dict[str, Any]:
+def score_text_oracle(reader: Reader, tests: QuestionSet) -> dict[str, Any]:
     """Asks about a description in words in the image's place: the ceiling of what a picture can reach.
 
     The description is one of the caption wordings, taken in turn; only pictures that their questions disclose have one.
@@ -138,7 +138,9 @@ def score_text_oracle(reader: Reader, tests: TestSet) -> dict[str, Any]:
     return accuracy_by_type(reader.ask(prompts, None), asked)
 
 
-def score_captions(reader: Reader, tests: TestSet, prefixes: Float[Array, "R P D"]) -> tuple[dict[str, Any], list[str]]:
+def score_captions(
+    reader: Reader, tests: QuestionSet, prefixes: Float[Array, "R P D"]
+) -> tuple[dict[str, Any], list[str]]:
     """Captions every test picture; exact match over those whose colour and shape are disclosed.
 
     A caption is an exact match when it is, letter for letter, one or several of the picture's reference wordings joined
@@ -162,7 +164,7 @@ def matches_caption(caption: str, references: Sequence[str]) -> bool:
     return all(sentence in references for sentence in caption.split(". "))
 
 
-def score_baselines(tests: TestSet) -> dict[str, float]:
+def score_baselines(tests: QuestionSet) -> dict[str, float]:
     """Accuracy in percent of answering without a picture: the commonest answer, and the commonest to each question.
 
     Both are counted on the training questions.

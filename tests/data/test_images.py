@@ -74,8 +74,9 @@ def test_resizing_keeps_means_and_does_not_move_the_picture(side):
     assert np.abs(mirrored[:, ::-1] - loaded).max() <= 2, "left and right are treated alike"
 
 
-def test_jpeg_scales_agree_with_full_decoding():
-    jpeg = encoded(Image.fromarray(smooth(640, 480)), "JPEG", quality=95)
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (641, 479), (333, 501)])
+def test_jpeg_scales_agree_with_full_decoding(width, height):
+    jpeg = encoded(Image.fromarray(smooth(width, height)), "JPEG", quality=95)
     full = np.asarray(Image.open(io.BytesIO(jpeg)))
     for size in (60, 100, 224, 300, 640):
         scaled = load_image(jpeg, options=options(size)).astype(int)

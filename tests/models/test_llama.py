@@ -181,5 +181,5 @@ def test_published_config_is_read() -> None:
             "vocab_size": 49152,
         }
     )
-    assert (config.head_width, config.rope, config.max_positions) == (64, Rope(theta=100000), 8192)
+    assert (config.head_width, config.rope, config.max_positions) == (64, Rope(theta=1e5), 8192)
     assert (config.qkv_bias, config.out_bias, config.mlp_bias, config.tied) == (False, False, False, True)

@@ -6,8 +6,8 @@ from frozen_jax.config import Config, DataSettings
 from frozen_jax.data.easy_vqa import EasyQuestion
 from frozen_jax.data.scenes import list_captions
 from frozen_jax.tasks.easy_vqa import (
+    QuestionSet,
     Reader,
-    TestSet,
     accuracy_by_type,
     matches_caption,
     score_baselines,
@@ -32,7 +32,7 @@ CONFIG = Config(data=DataSettings(caption_format=" {caption}", question_format="
 PREFIXES = jnp.zeros((4, 2, 3))
 
 
-class Tests(TestSet):
+class FourPictures(QuestionSet):
     """A test set of four pictures."""
 
     def __init__(self, questions=QUESTIONS):
@@ -64,14 +64,14 @@ def see(picture, text=""):
 
 
 def test_a_perfect_reader_scores_100_and_a_shuffled_one_does_not():
-    scores, answers = score_questions(FakeReader(see), Tests(), PREFIXES)
+    scores, answers = score_questions(FakeReader(see), FourPictures(), PREFIXES)
     assert scores == {
         "accuracy": 100.0,
         "by_type": {"colour": 100.0, "shape": 100.0, "yes/no": 100.0},
         "questions": 5,
     }
     assert answers[0] == " Red."
-    assert score_shuffled(FakeReader(see), Tests(), PREFIXES)["accuracy"] < 100
+    assert score_shuffled(FakeReader(see), FourPictures(), PREFIXES)["accuracy"] < 100
 
 
 def test_by_type_by_hand():
@@ -82,7 +82,7 @@ def test_by_type_by_hand():
 
 def test_shuffled_asks_about_another_picture_and_keeps_questions_of_a_picture_together():
     reader = FakeReader(see)
-    score_shuffled(reader, Tests(), PREFIXES)
+    score_shuffled(reader, FourPictures(), PREFIXES)
     pairs = [(q.image_index, prompt[0].row) for q, prompt in zip(QUESTIONS, reader.asked, strict=True)]
     assert all(own != other for own, other in pairs)
     assert pairs[1] == pairs[2]
@@ -98,7 +98,7 @@ def test_the_shuffle_moves_everything(size):
 
 def test_the_oracle_is_asked_in_words_about_disclosed_pictures_alone():
     reader = FakeReader(lambda words, question: " red")
-    scores = score_text_oracle(reader, Tests())
+    scores = score_text_oracle(reader, FourPictures())
     assert scores["questions"] == 4 and scores["accuracy"] == 25.0
     assert all(isinstance(prompt[0], str) for prompt in reader.asked)
     assert {prompt[0] for prompt in reader.asked if "color" in prompt[1]} <= {
@@ -107,10 +107,10 @@ def test_the_oracle_is_asked_in_words_about_disclosed_pictures_alone():
 
 
 def test_exact_match_counts_disclosed_pictures_and_every_wording():
-    figures, captions = score_captions(FakeReader(see), Tests(), PREFIXES)
+    figures, captions = score_captions(FakeReader(see), FourPictures(), PREFIXES)
     assert figures == {"exact_match": 100.0, "pictures": 3, "chance": pytest.approx(66.67)}
     assert captions[0] == "red circle"
-    wrong, _ = score_captions(FakeReader(lambda picture: " red circle"), Tests(), PREFIXES)
+    wrong, _ = score_captions(FakeReader(lambda picture: " red circle"), FourPictures(), PREFIXES)
     assert wrong["exact_match"] == pytest.approx(66.67)
 
 
@@ -133,6 +133,6 @@ def test_baselines_of_the_whole_set():
     """The published set's own figures: majority 37.3 %, question only 67.0 %."""
     from frozen_jax.data.easy_vqa import EasyVQA
 
-    tests = Tests(EasyVQA("test").questions)
+    tests = FourPictures(EasyVQA("test").questions)
     assert len(tests.questions) == 9673
     assert score_baselines(tests) == {"majority": 37.33, "question_only": 67.0}
