@@ -35,7 +35,10 @@ SCORES = np.array(
     ]
 )
 ACTUAL = np.array(
-    [[int(digit) for digit in row] for row in "1010 1110 0100 0000 0100 0100 0010 0000 1000 0000 0110 0010".split(" ")]
+    [
+        [int(digit) for digit in row]
+        for row in ["1010", "1110", "0100", "0000", "0100", "0100", "0010", "0000", "1000", "0000", "0110", "0010"]
+    ]
 ).astype(bool)
 
 SEEDS = st.integers(0, 2**32 - 1)
