@@ -69,10 +69,11 @@ def _digest_block(block: np.ndarray, *, starts: Sequence[int], shape: tuple[int,
                 None, : piece.shape[1]
             ]
             mixed ^= piece
-            mixed ^= mixed >> 16
+            shifted = np.right_shift(mixed, 16)
+            mixed ^= shifted
             mixed *= np.uint32(0x85EBCA6B)
-            mixed ^= mixed >> 13
+            mixed ^= np.right_shift(mixed, 13, out=shifted)
             mixed *= np.uint32(0xC2B2AE35)
-            mixed ^= mixed >> 16
+            mixed ^= np.right_shift(mixed, 16, out=shifted)
             total += int(np.add.reduce(mixed, axis=None))
     return total % 2**32

@@ -17,8 +17,9 @@ import transformers
 
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import LanguageModel, fingerprint_params, load_lm, save_lm
+from frozen_jax.models.lm import build_lm
 from frozen_jax.tokenizer import train_bpe
-from tests.models.lm_cases import CASES, GPT2, TOLERANCE, Pair, left_padded, pair
+from tests.models.lm_cases import CASES, FAST_COMPILE, GPT2, TOLERANCE, Pair, left_padded, pair
 
 TEXTS = ["a red circle", "a blue square", "is it red?"]
 
@@ -111,7 +112,8 @@ def test_fingerprint_sees_one_bit_a_name_a_shape_and_a_dtype() -> None:
 def test_tokenizer_travels_with_the_model(tmp_path: Path) -> None:
     tokenizer = train_bpe(TEXTS, vocab_size=270, special_tokens=["<|endoftext|>"])
     config = type(pair("gpt2").config).from_hf({**GPT2, "vocab_size": tokenizer.vocab_size})
-    params = pair("gpt2").module.clone(config=config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    initialise = jax.jit(build_lm(config).init, compiler_options=FAST_COMPILE)
+    params = initialise(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     save_lm(tmp_path, config, params, tokenizer)
     loaded = load_lm(tmp_path)
     assert loaded.tokenizer is not None

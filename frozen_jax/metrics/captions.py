@@ -97,8 +97,8 @@ def cider_d(predictions: Mapping[Hashable, str], references: Mapping[Hashable, S
     """Scores captions by consensus with their references: clipped tf-idf cosine over n-grams, averaged over the set.
 
     What pycocoevalcap prints as "CIDEr". Document frequencies come from the references of this very set, so scores of
-    sets of different size or content do not compare, and a set of one image scores 0. Lengths in the Gaussian penalty
-    (sigma 6) are counted in bigrams, as there.
+    sets of different size or content do not compare, and a set of one image scores 0. Captions whose lengths differ
+    are discounted by a Gaussian of sigma 6 words.
 
     Args:
         predictions: one caption for each id, untokenized.
@@ -123,8 +123,7 @@ def cider_d(predictions: Mapping[Hashable, str], references: Mapping[Hashable, S
         weights = _weigh_ngrams(tokens, rarity, images=len(pairs))
         similarity = 0.0
         for other in candidates:
-            bigrams_apart = max(0, len(tokens) - 1) - max(0, len(other) - 1)
-            penalty = math.exp(-(bigrams_apart**2) / (2 * _CIDER_SIGMA**2))
+            penalty = math.exp(-((len(tokens) - len(other)) ** 2) / (2 * _CIDER_SIGMA**2))
             similarity += penalty * _sum_cosines(weights, _weigh_ngrams(other, rarity, images=len(pairs)))
         scores.append(10 * similarity / _MAX_ORDER / len(candidates))
     return math.fsum(scores) / len(scores)

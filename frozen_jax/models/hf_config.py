@@ -39,6 +39,7 @@ WITHOUT_EFFECT = frozenset(
         "torchscript",
         "use_cache",
         # heads for other tasks than language modelling
+        "_num_labels",
         "id2label",
         "label2id",
         "num_labels",

@@ -239,11 +239,10 @@ def stack_layers(block: type[nn.Module], *, layers: int, remat: str, unroll: int
             everything but matrix products.
         unroll: layers per step of the scan; `layers` removes the loop, so that each layer's weights are sliced
             statically (decoding), 1 compiles fastest (training).
-
     """
     if remat != "none":
-        # The scan already keeps XLA from merging the recomputation with the forward pass.
-        block = nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=False, static_argnums=(4,))
+        # A loop over single layers already keeps XLA from merging the recomputation with the forward pass.
+        block = nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=unroll > 1, static_argnums=(4,))
     return nn.scan(
         block,
         variable_axes={"params": 0},

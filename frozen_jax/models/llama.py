@@ -195,7 +195,8 @@ class LlamaConfig:
             qkv_bias = out_bias = fields.boolean("attention_bias", default=family.attention_bias)
         if family.mlp_bias is not None:
             mlp_bias = fields.boolean("mlp_bias", default=family.mlp_bias)
-        fields.ignore("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "is_llama_config")
+        fields.ignore("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")  # read by Rope
+        fields.ignore("is_llama_config", "max_sequence_length")
         fields.require("rope_interleaved", False, None, reason="the pairs of rotary positions are half a head apart")
         result = cls(
             family=fields.family,
@@ -265,6 +266,7 @@ def _read_rope_layers(fields: FieldReader, layers: int) -> tuple[bool, ...]:
     if fields.family in ("qwen2", "smollm3"):
         fields.require("use_sliding_window", False, None, reason="sliding-window attention is not built here")
         fields.ignore("sliding_window", "max_window_layers")
+        fields.require("use_mrope", False, None, reason="positions of several dimensions are not built here")
         types = fields.value("layer_types")
         if types is not None and set(types) != {"full_attention"}:
             raise fields.refuse("layer_types", types, "only full_attention is built here")

@@ -97,7 +97,7 @@ def test_cider_by_hand() -> None:
     assert cider_d(predictions, references) == pytest.approx((10 * 2 / 4 + 0) / 2)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(REFERENCES)
 def test_predicting_a_reference_is_at_least_as_good_as_predicting_nothing(references) -> None:
     copied = {name: max(captions, key=len) for name, captions in references.items()}
@@ -106,7 +106,7 @@ def test_predicting_a_reference_is_at_least_as_good_as_predicting_nothing(refere
         assert metric(copied, references) >= metric(nothing, references) - 1e-9
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(REFERENCES, st.data())
 def test_scores_keep_their_range_and_ignore_order_and_surface(references, data) -> None:
     predictions = {name: data.draw(CAPTIONS) for name in references}

@@ -42,7 +42,7 @@ def test_corners_equal_the_recorded_ones(text: str, tokens: str) -> None:
     assert " ".join(tokenize_caption(text)) == tokens
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.text(max_size=60))
 def test_any_text_gives_lower_case_tokens_without_spaces(text: str) -> None:
     for token in tokenize_caption(text):
@@ -50,7 +50,7 @@ def test_any_text_gives_lower_case_tokens_without_spaces(text: str) -> None:
         assert token == token.lower()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.from_regex(r"[a-z]{3,8}", fullmatch=True), max_size=8))
 def test_plain_words_come_back_whatever_surrounds_them(words: list[str]) -> None:
     words = [word for word in words if word not in {"cannot", "gonna", "wanna", "gotta", "gimme", "lemme"}]

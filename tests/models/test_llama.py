@@ -115,6 +115,7 @@ def test_older_spelling_of_rope_is_the_same() -> None:
         ("mistral", "attention_bias", True, "not understood"),
         ("qwen2", "use_sliding_window", True, "not built here"),
         ("qwen2", "layer_types", ["full_attention", "sliding_attention"], "only full_attention"),
+        ("qwen2", "use_mrope", True, "not built here"),
         ("smollm3", "no_rope_layers", [1], "list of 2"),
         ("smollm3", "no_rope_layers", [1, 2], "list of 2"),
     ],
