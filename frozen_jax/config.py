@@ -174,9 +174,20 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """Devices along the axis that the batch is cut along; -1 takes all there are."""
+    """How the devices are arranged; see `sharding.py`. At most one axis is -1, which takes what the others leave.
+
+    Attributes:
+        data: the batch is cut along it, and nothing else.
+        fsdp: the batch and the storage of parameters and optimiser state are cut along it.
+        tensor: the language model's heads, MLP width and vocabulary are cut along it; it must divide the first two.
+        frozen: whether the frozen weights are cut along `fsdp` too (`sharded`), kept whole (`replicated`), or cut where
+            they would take more than 4 GB of each device (`auto`).
+    """
 
     data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    frozen: Literal["auto", "replicated", "sharded"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -343,9 +354,14 @@ def _check(config: Config) -> None:
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
-    require(
-        config.mesh.data == -1 or config.mesh.data >= 1,
-        "mesh.data",
-        config.mesh.data,
-        "it must be a number of devices, or -1 for all of them",
-    )
+    sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
+    for axis, size in sizes.items():
+        require(
+            size == -1 or size >= 1,
+            f"mesh.{axis}",
+            size,
+            "it must be a number of devices, or -1 for those that the other axes leave",
+        )
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    rule = f"mesh.{rest[0] if rest else ''} is -1 too, and only one axis can be the rest; give a number for the others"
+    require(len(rest) <= 1, f"mesh.{rest[-1] if rest else ''}", -1, rule)

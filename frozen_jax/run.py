@@ -30,7 +30,7 @@ from frozen_jax.sharding import make_mesh
 from frozen_jax.state import Params, merge
 from frozen_jax.tasks import easy_vqa
 from frozen_jax.telemetry import format_banner
-from frozen_jax.train import Trained, init_state, restore_best, train
+from frozen_jax.train import Trained, init_state, place_towers, restore_best, train
 from frozen_jax.workdir import Workdir, digest_config
 
 TOKENIZER_RECORDS = 5_000
@@ -88,12 +88,13 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
     towers = build_towers(config, corpus=_texts(training_source, config))
     before = _hash_lm(towers.trainable, towers.frozen)
     mesh = make_mesh(config.mesh, batch_size=config.train.batch_size // config.optim.accumulate)
+    placement = place_towers(config, towers, mesh)
     checkpoints = open_checkpoints(config, towers, directory)
     title = "blind control" if config.blind else "training"
     print(format_banner(title, mesh=mesh, trainable=towers.trainable, frozen=towers.frozen), flush=True)
     with contextlib.closing(checkpoints):  # an interrupted run still completes the save that it began
         if mode == "eval":
-            trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
+            trained = restore_best(checkpoints, init_state(config, towers, placement))
         else:
             count = min(config.train.validation_examples, len(validation_source))
             trained = train(
@@ -101,7 +102,7 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
                 towers,
                 make_pipeline(training_source, config, towers),
                 make_pipeline(Subset(validation_source, range(count)), config, towers),
-                mesh=mesh,
+                placement=placement,
                 directory=directory,
                 checkpoints=checkpoints,
             )
@@ -118,9 +119,9 @@ def load_reader(config: Config, directory: Path) -> easy_vqa.Reader:
         UserError: no checkpoint, or one that is damaged or belongs to another run.
     """
     towers = build_towers(config)
-    mesh = make_mesh(MeshSettings(data=1), batch_size=1)
+    placement = place_towers(config, towers, make_mesh(MeshSettings(data=1), batch_size=1))
     with contextlib.closing(open_checkpoints(config, towers, directory)) as checkpoints:
-        trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
+        trained = restore_best(checkpoints, init_state(config, towers, placement))
     return easy_vqa.Reader(config, towers.model, merge(trained.trainable, towers.frozen), towers.tokenizer)
 
 

@@ -20,6 +20,7 @@ from frozen_jax.batch import PAD, SLOT
 from frozen_jax.models.masks import causal_mask, positions_from_mask
 from frozen_jax.models.pixels import VisionOutput
 from frozen_jax.models.prefix import Prefix
+from frozen_jax.sharding import constrain, gather
 from frozen_jax.state import Params
 
 
@@ -85,10 +86,11 @@ class FrozenModel:
         rows, count = images.shape[:2]
         keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
         deterministic = rng is None
-        flat = images.reshape(rows * count, *images.shape[2:])
-        seen = self.vision.apply({"params": params["vision"]}, flat, deterministic=deterministic, rngs=keys)
-        pooled = cast(VisionOutput, seen).pooled
-        made = self.prefix.apply({"params": params["prefix"]}, pooled, deterministic=deterministic, rngs=keys)
+        flat = constrain(jnp.asarray(images).reshape(rows * count, *images.shape[2:]), "pictures")
+        vision, prefix = gather(params["vision"]), gather(params["prefix"])
+        seen = self.vision.apply({"params": vision}, flat, deterministic=deterministic, rngs=keys)
+        pooled = constrain(cast(VisionOutput, seen).pooled, "pictures")
+        made = self.prefix.apply({"params": prefix}, pooled, deterministic=deterministic, rngs=keys)
         vectors = cast(Array, made)
         prefixes: Array = vectors.reshape(rows, count, *vectors.shape[1:])
         return prefixes
@@ -100,7 +102,8 @@ class FrozenModel:
         tokens = jnp.asarray(tokens)
         words = jnp.maximum(tokens, 0)  # slots and padding are negative; what stands there is replaced or masked out
         embeddings = cast(Array, self.lm.apply({"params": params["lm"]}, words, method="embed"))
-        return embeddings if prefixes is None else insert_slots(embeddings, tokens, prefixes)
+        mixed = embeddings if prefixes is None else insert_slots(embeddings, tokens, prefixes)
+        return constrain(mixed, "embeddings")
 
     def run_lm(
         self,
@@ -125,7 +128,8 @@ class FrozenModel:
 
     def logits(self, params: Params, hidden: Float[Array, "B S D2"]) -> Float[Array, "B S V"]:
         """Scores every word at each position."""
-        return cast(Array, self.lm.apply({"params": params["lm"]}, hidden, method="logits"))
+        logits = cast(Array, self.lm.apply({"params": params["lm"]}, hidden, method="logits"))
+        return constrain(logits, "logits")
 
 
 def input_mask(tokens: Int[Array | np.ndarray, "B S"]) -> Bool[Array, "B S"]:
