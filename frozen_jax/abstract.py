@@ -20,6 +20,7 @@ from frozen_jax.language_model import read_lm_config
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import LMConfig, lm_config_from_hf
 from frozen_jax.optim import list_label_rules, make_optimiser
+from frozen_jax.quantise import describe_quantised
 from frozen_jax.sharding import AnyMesh, Placement, by_example, check_tensor, place, replicated
 from frozen_jax.sharding_rules import list_sharding_rules
 from frozen_jax.state import LabelRules, Params, TrainState, match_rules, split
@@ -72,7 +73,7 @@ def abstract_run(config: Config, mesh: AnyMesh, *, platform: str = "") -> Abstra
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
     if "lm" in frozen:
         stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, compute), frozen["lm"])
-        frozen = {**frozen, "lm": stored}
+        frozen = {**frozen, "lm": describe_quantised(stored) if config.lm.weights == "int8" else stored}
     placement = place(
         trainable, frozen, list_sharding_rules(model, params), mesh, frozen_choice=config.mesh.frozen
     )

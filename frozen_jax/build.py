@@ -19,6 +19,7 @@ from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.vision import build_vision
 from frozen_jax.optim import list_label_rules
+from frozen_jax.quantise import quantise_lm
 from frozen_jax.state import LabelRules, Params, match_rules, split
 from frozen_jax.tokenizer import Tokenizer, train_bpe
 
@@ -132,7 +133,10 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
 
 def _load(config: Config, corpus: Iterable[str], *, dtype: np.dtype) -> LanguageModel:
     if config.lm.path:
-        return load_lm(resolve_path(config.lm.path), dtype=dtype)
+        # Rounded on the host, so that a model that fits the devices in int8 alone gets there.
+        narrow = config.lm.weights == "int8"
+        place = (lambda params: jax.device_put(quantise_lm(params))) if narrow else jax.device_put
+        return load_lm(resolve_path(config.lm.path), dtype=dtype, place=place)
     lm_config = lm_config_from_hf(config.lm.architecture)
     tokenizer = train_bpe(corpus, vocab_size=lm_config.vocab_size, special_tokens=[END_OF_TEXT])
     return LanguageModel(lm_config, {}, tokenizer, build_lm(lm_config))

@@ -33,6 +33,7 @@ class LMSettings:
             package; "" builds `architecture` from scratch and trains a tokenizer on the training texts.
         mode: the paper's controls. `frozen`: pre-trained, never changes. `finetuned`: pre-trained and trained along.
             `scratch`: same architecture, random weights, trained along.
+        weights: `int8` stores the frozen kernels in half the memory of bfloat16, with one scale per output.
         dtype: of the frozen weights and of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
         architecture: a Hugging Face `config.json` as a dict, for `path=""` alone.
         remat: what the backward pass through the layers computes again instead of storing it.
@@ -40,6 +41,7 @@ class LMSettings:
 
     path: str = ""
     mode: LMMode = "frozen"
+    weights: Literal["float", "int8"] = "float"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     architecture: dict[str, Any] = field(default_factory=dict)
     remat: Literal["none", "dots", "full"] = "none"
@@ -338,6 +340,13 @@ def _check(config: Config) -> None:
         require(bool(config.lm.architecture), "lm.path", "", "give a directory or hub id, or lm.architecture")
         rule = "a model that is not loaded from lm.path has random weights; set lm.mode='scratch' or give lm.path"
         require(config.lm.mode == "scratch", "lm.mode", config.lm.mode, rule)
+    require(
+        config.lm.weights == "float" or config.lm.mode == "frozen",
+        "lm.weights",
+        config.lm.weights,
+        f"with lm.mode={config.lm.mode!r} the weights train, and steps smaller than their rounding would be lost; set "
+        "lm.weights='float' or lm.mode='frozen'",
+    )
     if config.vision.name:
         slots = config.prefix.length + int(config.data.bos)
         require(
