@@ -126,7 +126,7 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     model = build_model(config, lm.config, compute=compute, embedding_rms=rms)
     draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image_size))
     params = {"lm": lm_params, **draw(vision_rng)}
-    rules = list_label_rules(params, lm_trains=lm_trains)
+    rules = list_label_rules(params, lm_trains=lm_trains, vision_trains=not config.vision.freeze)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
     return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")
 

@@ -49,9 +49,16 @@ class LMSettings:
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """The vision encoder: a name from `models.vision` and its options; "" trains on text alone."""
+    """The vision encoder.
+
+    Attributes:
+        name: from `models.vision`; "" trains on text alone.
+        options: of that encoder.
+        freeze: the encoder never changes either, and the prefix alone is trained.
+    """
 
     name: str = ""
+    freeze: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -362,6 +369,7 @@ def _check(config: Config) -> None:
             config.lm.mode,
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
+        require(not config.vision.freeze, "vision.freeze", True, "there is no encoder to freeze; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
     sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
     for axis, size in sizes.items():

@@ -1,9 +1,9 @@
 """int8 storage of a frozen language model's kernels: half of bfloat16's memory, and nothing else changes.
 
-Each kernel becomes whole numbers in -127..127 and one float32 scale per output, which `models/layers.Projection` applies
-to the product: y = (x @ kernel) * scale. Kernels are widened where they are used, never as a whole; the gradient with
-respect to x is exact for the stored kernel. Embeddings, heads, biases and norms stay as they are: a table of words is
-read both ways, and a model is most sensitive there.
+Each kernel becomes whole numbers in -127..127 and one float32 scale per output, which `models/layers.Projection`
+applies to the product: y = (x @ kernel) * scale. Kernels are widened where they are used, never as a whole; the
+gradient with respect to x is exact for the stored kernel. Embeddings, heads, biases and norms stay as they are: a table
+of words is read both ways, and a model is most sensitive there.
 
     kernel  bf16 [L, D, F]  →  kernel  int8 [L, D, F],  scale  f32 [L, F]
 """

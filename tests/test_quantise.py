@@ -16,7 +16,7 @@ from frozen_jax.optim import make_optimiser
 from frozen_jax.quantise import describe_quantised, quantise_lm
 from frozen_jax.state import TrainState, flatten, merge, unflatten
 from frozen_jax.steps import LossOptions, make_train_step
-from tests.models.lm_cases import CASES, FAST_COMPILE, forward, left_padded, look_up, pair
+from tests.models.lm_cases import FAST_COMPILE, forward, left_padded, look_up, pair
 from tests.test_steps import make_batch
 
 
@@ -65,7 +65,9 @@ def test_logits_and_input_gradient_are_those_of_the_rounded_kernels(case):
     for path, leaf in flatten(widen(rounded)).items():
         kernel = flatten(exact)[path]
         assert np.abs(leaf - kernel).max() <= np.abs(kernel).max() / 254 + 1e-7, path
-    for ours, expected in zip(logits_and_gradient(case, rounded), logits_and_gradient(case, widen(rounded)), strict=True):
+    for ours, expected in zip(
+        logits_and_gradient(case, rounded), logits_and_gradient(case, widen(rounded)), strict=True
+    ):
         np.testing.assert_allclose(ours, expected, atol=2e-5, rtol=0)
 
 
@@ -84,7 +86,12 @@ def test_shapes_are_described_and_kernels_take_a_byte(case):
 def test_a_real_language_model_loses_next_to_nothing():
     """The text model of the quickstart, on sentences of its own kind: 0.001 nats a token."""
     lm = load_lm(PACKAGE / "assets" / "scene_gpt2", place=lambda params: params)
-    texts = [f" a {size} {colour} {shape}" for size in ("small", "large") for colour in ("red", "blue") for shape in ("circle", "square")]
+    texts = [
+        f" a {size} {colour} {shape}"
+        for size in ("small", "large")
+        for colour in ("red", "blue")
+        for shape in ("circle", "square")
+    ]
     tokens = np.array([[0, *lm.tokenizer.encode(text)][:6] for text in texts], np.int32)
 
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
@@ -121,7 +128,9 @@ def test_training_through_int8_freezes_it_and_learns(tiny_config):
         losses.append(float(metrics["loss"]))
     assert fingerprint_params(towers.frozen) == before
     assert losses[2] < losses[0]
-    still = [path for path, leaf in flatten(state.trainable).items() if np.array_equal(leaf, flatten(towers.trainable)[path])]
+    still = [
+        path for path, leaf in flatten(state.trainable).items() if np.array_equal(leaf, flatten(towers.trainable)[path])
+    ]
     assert not still
     assert "lm" in merge(state.trainable, towers.frozen)
 
