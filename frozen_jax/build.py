@@ -130,9 +130,14 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")
 
 
+def _keep_on_host(params: Params) -> Params:
+    """A language model larger than one device goes to all of them in parts, by `sharding.put_params`."""
+    return params
+
+
 def _load(config: Config, corpus: Iterable[str], *, dtype: np.dtype) -> LanguageModel:
     if config.lm.path:
-        return load_lm(resolve_path(config.lm.path), dtype=dtype)
+        return load_lm(resolve_path(config.lm.path), dtype=dtype, place=_keep_on_host)
     lm_config = lm_config_from_hf(config.lm.architecture)
     tokenizer = train_bpe(corpus, vocab_size=lm_config.vocab_size, special_tokens=[END_OF_TEXT])
     return LanguageModel(lm_config, {}, tokenizer, build_lm(lm_config))
