@@ -131,11 +131,14 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")
 
 
+def _keep_on_host(params: Params) -> Params:
+    """A language model larger than one device goes to all of them in parts, by `sharding.put_params`."""
+    return params
+
+
 def _load(config: Config, corpus: Iterable[str], *, dtype: np.dtype) -> LanguageModel:
     if config.lm.path:
-        # Rounded on the host, so that a model that fits the devices in int8 alone gets there.
-        narrow = config.lm.weights == "int8"
-        place = (lambda params: jax.device_put(quantise_lm(params))) if narrow else jax.device_put
+        place = quantise_lm if config.lm.weights == "int8" else _keep_on_host
         return load_lm(resolve_path(config.lm.path), dtype=dtype, place=place)
     lm_config = lm_config_from_hf(config.lm.architecture)
     tokenizer = train_bpe(corpus, vocab_size=lm_config.vocab_size, special_tokens=[END_OF_TEXT])

@@ -21,6 +21,9 @@ from ml_collections import ConfigDict
 from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.errors import UserError
 
+FREE_SECTIONS = ("mesh", "profile")
+"""Sections that may differ from one start of a run to the next: where it runs and how it is watched."""
+
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
 
@@ -200,6 +203,19 @@ class MeshSettings:
 
 
 @dataclass(frozen=True)
+class ProfileSettings:
+    """A window of training steps whose trace is written to `profile/` in the workdir, for TensorBoard and Perfetto.
+
+    Attributes:
+        start: the first step in it, counted from 1; 0 is none. Take one well after the first, which compiles.
+        steps: how many steps.
+    """
+
+    start: int = 0
+    steps: int = 3
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run. `blind` trains and evaluates on black images (the paper's train-blind control)."""
 
@@ -214,6 +230,7 @@ class Config:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
 
 
 def default_config() -> ConfigDict:
@@ -228,6 +245,11 @@ def default_config() -> ConfigDict:
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns the resolved config as plain nested dicts, as `config.json` holds it."""
     return dataclasses.asdict(config)
+
+
+def identify(config: Config) -> dict[str, Any]:
+    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`."""
+    return {name: section for name, section in to_dict(config).items() if name not in FREE_SECTIONS}
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -297,6 +319,7 @@ def _check(config: Config) -> None:
         ("optim.accumulate", config.optim.accumulate),
         ("evaluate.max_new_tokens", config.evaluate.max_new_tokens),
         ("evaluate.batch_size", config.evaluate.batch_size),
+        ("profile.steps", config.profile.steps),
     ):
         require(value >= 1, name, value, "it must be at least 1")
     for name, share in (
@@ -320,6 +343,7 @@ def _check(config: Config) -> None:
         ("train.patience", config.train.patience),
         ("train.embedding_noise", config.train.embedding_noise),
         ("evaluate.questions", config.evaluate.questions),
+        ("profile.start", config.profile.start),
         ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")

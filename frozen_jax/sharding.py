@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from frozen_jax.batch import Batch
 from frozen_jax.config import MeshSettings
@@ -305,7 +305,7 @@ def on_mesh(step: Callable[..., Result], mesh: AnyMesh) -> Callable[..., Result]
     return traced
 
 
-def constrain(x: Float[Array, "B *rest"], place: str) -> Float[Array, "B *rest"]:
+def constrain(x: Shaped[Array, "B *rest"], place: str) -> Shaped[Array, "B *rest"]:
     """Holds an activation to the layout of its place (`ACTIVATIONS`); outside of a mesh, it stays as it is.
 
     Rows are cut along as many of the place's axes as divide their number.
@@ -320,18 +320,84 @@ def constrain(x: Float[Array, "B *rest"], place: str) -> Float[Array, "B *rest"]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(axes) or None, *rest))
 
 
-def gather(params: Params) -> Params:
-    """Makes parameters whole on every device for use; outside of a mesh, they stay as they are."""
-    if jax.sharding.get_abstract_mesh().empty:
+def gather(params: Params, *, tables: bool = False) -> Params:
+    """Makes parameters whole along `fsdp` for use; outside of a mesh, they stay as they are.
+
+    Said at the places where the compiler would otherwise move activations to the parts of weights; the layers of a
+    language model need no word: there it gathers the weights, layer by layer.
+
+    Args:
+        params: of an encoder or a prefix, or tables of vectors.
+        tables: the first dimension, the vocabulary, stays cut along `tensor` where that divides it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return params
-    gathered: Params = jax.lax.with_sharding_constraint(params, PartitionSpec())
-    return gathered
+
+    def whole(leaf: Array) -> Array:
+        cut = tables and leaf.shape[0] % mesh.shape["tensor"] == 0
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec("tensor") if cut else PartitionSpec())
+
+    return jax.tree.map(whole, params)
+
+
+def share_of_rows(mesh: Mesh) -> tuple[int, int]:
+    """Returns (index, count): which of how many equal shares of a batch's rows this process needs.
+
+    Each process has the rows of its own devices; along `tensor` devices have the same rows, so where that axis leads
+    over several processes, these need the same share.
+
+    Raises:
+        UserError: the processes' devices cut the rows in overlapping ways.
+    """
+    blocks = {process: tuple(held) for process, held in _row_blocks(mesh).items()}
+    shares = sorted(set(blocks.values()))
+    if sum(map(len, shares)) != mesh.shape["data"] * mesh.shape["fsdp"]:
+        raise UserError(
+            f"config.mesh.tensor is {mesh.shape['tensor']}, which cuts across the {jax.local_device_count()} devices "
+            f"of a process; use a divisor or a multiple of {jax.local_device_count()}"
+        )
+    return shares.index(blocks[jax.process_index()]), len(shares)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts this host's rows on its devices; the result stands for the global batch."""
+    """Puts this process's share of the rows on its devices; the result stands for the global batch."""
+    held = _row_blocks(mesh)[jax.process_index()]
+    _, shares = share_of_rows(mesh)
     sharding = by_example(mesh)
-    return Batch(*[jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for rows in batch])
+
+    def put(rows: np.ndarray) -> jax.Array:
+        block = len(rows) // len(held)
+
+        def cut(index: tuple[slice, ...]) -> np.ndarray:
+            start = held.index(index[0].indices(len(rows) * shares)[0] // block) * block
+            return rows[start : start + block]
+
+        return jax.make_array_from_callback((len(rows) * shares, *rows.shape[1:]), sharding, cut)
+
+    return Batch(*[put(np.asarray(rows)) for rows in batch])
+
+
+def _row_blocks(mesh: Mesh) -> dict[int, list[int]]:
+    """Which blocks of a batch's rows the devices of each process hold, ascending."""
+    held: dict[int, set[int]] = {}
+    for block, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(block)
+    return {process: sorted(blocks) for process, blocks in held.items()}
+
+
+def mesh_here(placement: Placement) -> Mesh:
+    """Returns a mesh for work that every process does by itself, such as answering questions.
+
+    That is one device, unless the frozen parameters are cut in training: then all devices of this process, along the
+    same axes as far as their number allows.
+    """
+    devices = jax.local_devices()
+    wanted = placement.mesh.shape
+    tensor = math.gcd(wanted["tensor"], len(devices))
+    fsdp = math.gcd(wanted["fsdp"], len(devices) // tensor) if placement.frozen_is_cut else 1
+    return jax.make_mesh((1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: fsdp * tensor])
 
 
 def put_params(tree: Tree, described: Tree) -> Tree:

@@ -29,6 +29,7 @@ from frozen_jax.sharding import (
     Placement,
     by_example,
     check_tensor,
+    mesh_here,
     on_mesh,
     place,
     put_batch,
@@ -197,6 +198,19 @@ def place_towers(config: Config, towers: Towers, mesh: AnyMesh) -> Placement:
     check_tensor(towers.model.lm.config, mesh)
     rules = list_sharding_rules(towers.model, merge(towers.trainable, towers.frozen))
     return place(towers.trainable, towers.frozen, rules, mesh, frozen_choice=config.mesh.frozen)
+
+
+def place_here(config: Config, towers: Towers, trainable: Params, placement: Placement) -> Params:
+    """Puts all parameters on the devices of this process, for answering questions; cut only as far as they must be.
+
+    Args:
+        config: the run.
+        towers: give the frozen parameters.
+        trainable: trained parameters, whole.
+        placement: in training.
+    """
+    here = place_towers(config, towers, mesh_here(placement))
+    return merge(put_params(trainable, here.trainable), put_params(towers.frozen, here.frozen))
 
 
 def init_state(config: Config, towers: Towers, placement: Placement) -> TrainState:
