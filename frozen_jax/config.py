@@ -21,6 +21,9 @@ from ml_collections import ConfigDict
 from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.errors import UserError
 
+FREE_SECTIONS = ("mesh", "profile")
+"""Sections that may differ from one start of a run to the next: where it runs and how it is watched."""
+
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
 
@@ -33,6 +36,7 @@ class LMSettings:
             package; "" builds `architecture` from scratch and trains a tokenizer on the training texts.
         mode: the paper's controls. `frozen`: pre-trained, never changes. `finetuned`: pre-trained and trained along.
             `scratch`: same architecture, random weights, trained along.
+        weights: `int8` stores the frozen kernels in half the memory of bfloat16, with one scale per output.
         dtype: of the frozen weights and of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
         architecture: a Hugging Face `config.json` as a dict, for `path=""` alone.
         remat: what the backward pass through the layers computes again instead of storing it.
@@ -40,6 +44,7 @@ class LMSettings:
 
     path: str = ""
     mode: LMMode = "frozen"
+    weights: Literal["float", "int8"] = "float"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     architecture: dict[str, Any] = field(default_factory=dict)
     remat: Literal["none", "dots", "full"] = "none"
@@ -47,9 +52,16 @@ class LMSettings:
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """The vision encoder: a name from `models.vision` and its options; "" trains on text alone."""
+    """The vision encoder.
+
+    Attributes:
+        name: from `models.vision`; "" trains on text alone.
+        options: of that encoder.
+        freeze: the encoder never changes either, and the prefix alone is trained.
+    """
 
     name: str = ""
+    freeze: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -174,9 +186,33 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """Devices along the axis that the batch is cut along; -1 takes all there are."""
+    """How the devices are arranged; see `sharding.py`. At most one axis is -1, which takes what the others leave.
+
+    Attributes:
+        data: the batch is cut along it, and nothing else.
+        fsdp: the batch and the storage of parameters and optimiser state are cut along it.
+        tensor: the language model's heads, MLP width and vocabulary are cut along it; it must divide the first two.
+        frozen: whether the frozen weights are cut along `fsdp` too (`sharded`), kept whole (`replicated`), or cut where
+            they would take more than 4 GB of each device (`auto`).
+    """
 
     data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    frozen: Literal["auto", "replicated", "sharded"] = "auto"
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """A window of training steps whose trace is written to `profile/` in the workdir, for TensorBoard and Perfetto.
+
+    Attributes:
+        start: the first step in it, counted from 1; 0 is none. Take one well after the first, which compiles.
+        steps: how many steps.
+    """
+
+    start: int = 0
+    steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -194,6 +230,7 @@ class Config:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
 
 
 def default_config() -> ConfigDict:
@@ -208,6 +245,11 @@ def default_config() -> ConfigDict:
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns the resolved config as plain nested dicts, as `config.json` holds it."""
     return dataclasses.asdict(config)
+
+
+def identify(config: Config) -> dict[str, Any]:
+    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`."""
+    return {name: section for name, section in to_dict(config).items() if name not in FREE_SECTIONS}
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -277,6 +319,7 @@ def _check(config: Config) -> None:
         ("optim.accumulate", config.optim.accumulate),
         ("evaluate.max_new_tokens", config.evaluate.max_new_tokens),
         ("evaluate.batch_size", config.evaluate.batch_size),
+        ("profile.steps", config.profile.steps),
     ):
         require(value >= 1, name, value, "it must be at least 1")
     for name, share in (
@@ -300,6 +343,7 @@ def _check(config: Config) -> None:
         ("train.patience", config.train.patience),
         ("train.embedding_noise", config.train.embedding_noise),
         ("evaluate.questions", config.evaluate.questions),
+        ("profile.start", config.profile.start),
         ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
@@ -327,6 +371,13 @@ def _check(config: Config) -> None:
         require(bool(config.lm.architecture), "lm.path", "", "give a directory or hub id, or lm.architecture")
         rule = "a model that is not loaded from lm.path has random weights; set lm.mode='scratch' or give lm.path"
         require(config.lm.mode == "scratch", "lm.mode", config.lm.mode, rule)
+    require(
+        config.lm.weights == "float" or config.lm.mode == "frozen",
+        "lm.weights",
+        config.lm.weights,
+        f"with lm.mode={config.lm.mode!r} the weights train, and steps smaller than their rounding would be lost; set "
+        "lm.weights='float' or lm.mode='frozen'",
+    )
     if config.vision.name:
         slots = config.prefix.length + int(config.data.bos)
         require(
@@ -342,10 +393,16 @@ def _check(config: Config) -> None:
             config.lm.mode,
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
+        require(not config.vision.freeze, "vision.freeze", True, "there is no encoder to freeze; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
-    require(
-        config.mesh.data == -1 or config.mesh.data >= 1,
-        "mesh.data",
-        config.mesh.data,
-        "it must be a number of devices, or -1 for all of them",
-    )
+    sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
+    for axis, size in sizes.items():
+        require(
+            size == -1 or size >= 1,
+            f"mesh.{axis}",
+            size,
+            "it must be a number of devices, or -1 for those that the other axes leave",
+        )
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    rule = f"mesh.{rest[0] if rest else ''} is -1 too, and only one axis can be the rest; give a number for the others"
+    require(len(rest) <= 1, f"mesh.{rest[-1] if rest else ''}", -1, rule)

@@ -51,10 +51,10 @@ def _main(arguments: list[str]) -> None:
                 "--workdir=runs/quickstart"
             )
     logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
-    import jax
+    from frozen_jax.processes import join_processes
 
     if "JAX_COORDINATOR_ADDRESS" in os.environ or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
+        join_processes()
     from frozen_jax.config import from_config_dict
     from frozen_jax.run import run
 

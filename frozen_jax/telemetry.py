@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from frozen_jax.errors import UserError
 from frozen_jax.events import EventWriter
+from frozen_jax.sharding import Placement, bytes_per_device
 from frozen_jax.workdir import write_text_atomic
 
 METRICS = "metrics.jsonl"
@@ -195,23 +196,23 @@ def check_finite(step: int, metrics: Mapping[str, SupportsFloat], sample_ids: It
         )
 
 
-def format_banner(title: str, *, mesh: jax.sharding.Mesh, trainable: Any, frozen: Any) -> str:
-    """Formats what a run starts with: devices, mesh, and the parameters on either side of the freeze with their bytes.
+def format_banner(title: str, *, placement: Placement) -> str:
+    """Formats what a run starts with: devices, mesh, the parameters on either side of the freeze, and where they lie.
 
     Args:
       title: the run in words, such as its config file.
-      mesh: the device mesh.
-      trainable: tree of arrays or of their shapes.
-      frozen: likewise.
+      placement: of its parameters.
     """
     devices = jax.devices()
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     rows = [
         ("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){processes}"),
-        ("mesh", " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
-        ("trainable", _format_size(trainable)),
-        ("frozen", _format_size(frozen)),
+        ("mesh", " x ".join(f"{axis} {size}" for axis, size in placement.mesh.shape.items())),
+        ("trainable", _format_side(placement.trainable)),
+        ("frozen", _format_side(placement.frozen)),
     ]
+    if placement.mesh.shape["fsdp"] > 1:
+        rows[-1] = ("frozen", f"{rows[-1][1]}, {'cut' if placement.frozen_is_cut else 'whole'} along fsdp")
     return "\n".join([title, *(f"  {name:<9}  {value}" for name, value in rows)])
 
 
@@ -254,12 +255,19 @@ def _format_scalars(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name.replace('_per_s', '/s')} {value:.4g}" for name, value in values.items())
 
 
-def _format_size(tree: Any) -> str:
+def _format_side(tree: Any) -> str:
     leaves = jax.tree.leaves(tree)
     count = sum(math.prod(leaf.shape) for leaf in leaves)
-    size = float(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves))
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    on_device = sum(map(bytes_per_device, leaves))
+    share = f", {format_bytes(on_device)} on each device" if on_device < size else ""
+    return f"{count:,} parameters, {format_bytes(size)}{share}"
+
+
+def format_bytes(size: float) -> str:
+    """Formats a size with four significant digits: 77.19 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
-            return f"{count:,} parameters, {size:.4g} {unit}"
+            return f"{size:.4g} {unit}"
         size /= 1000
-    return f"{count:,} parameters, {size:.4g} TB"
+    return f"{size:.4g} TB"

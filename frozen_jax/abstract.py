@@ -1,0 +1,105 @@
+"""A run without its arrays: shapes, dtypes and shardings of all that a training step takes. Nothing is allocated.
+
+For looking at a run before paying for it: `tools/inspect.py` prints it, and a step compiles from it for devices that
+are not there. Next in the data flow: `train.compile_train_step`, whose arguments these are.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from frozen_jax.batch import Batch
+from frozen_jax.build import build_model, choose_dtype, resolve_path
+from frozen_jax.config import Config
+from frozen_jax.language_model import read_lm_config
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.lm import LMConfig, lm_config_from_hf
+from frozen_jax.optim import list_label_rules, make_optimiser
+from frozen_jax.quantise import describe_quantised
+from frozen_jax.sharding import AnyMesh, Placement, by_example, check_tensor, place, replicated
+from frozen_jax.sharding_rules import list_sharding_rules
+from frozen_jax.state import LabelRules, Params, TrainState, match_rules, split
+
+
+class AbstractRun(NamedTuple):
+    """What `train.compile_train_step(…)(state, frozen, batch, rng)` takes, as `jax.ShapeDtypeStruct` with shardings.
+
+    Attributes:
+        model: the modules.
+        rules: freezing rules (`optim.list_label_rules`).
+        placement: where parameters lie, and on which mesh.
+        state: trainable parameters and optimiser state, as before the first step.
+        frozen: the frozen parameters, in the compute dtype.
+        batch: one global batch.
+        rng: a key.
+    """
+
+    model: FrozenModel
+    rules: LabelRules
+    placement: Placement
+    state: TrainState
+    frozen: Params
+    batch: Batch
+    rng: jax.ShapeDtypeStruct
+
+
+def abstract_run(config: Config, mesh: AnyMesh, *, platform: str = "") -> AbstractRun:
+    """Describes a run on a mesh, whether or not its devices are there.
+
+    Of a language model on disk or on a hub only the config is read, so the prefix's initial size is taken as 1, which
+    is a constant in the program and changes no shape.
+
+    Args:
+        config: the run.
+        mesh: concrete (of devices here, or of a compilation target) or abstract (sizes alone).
+        platform: decides what `lm.dtype="auto"` means; "" takes it from the mesh's devices, or else from those here.
+
+    Raises:
+        UserError: no language model config to be had, or an option or an axis that does not fit.
+    """
+    if not platform and isinstance(mesh, Mesh):
+        platform = mesh.devices.flat[0].platform
+    compute = choose_dtype(config.lm.dtype, platform=platform)
+    model = build_model(config, _lm_config(config), compute=compute, embedding_rms=1.0)
+    check_tensor(model.lm.config, mesh)
+    draw = functools.partial(model.init_vision, image_size=config.data.image_size)
+    params = {**jax.eval_shape(model.init_lm, jax.random.key(0)), **jax.eval_shape(draw, jax.random.key(0))}
+    vision_trains = not config.vision.freeze
+    rules = list_label_rules(params, lm_trains=config.lm.mode != "frozen", vision_trains=vision_trains)
+    trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
+    if "lm" in frozen:
+        stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, compute), frozen["lm"])
+        frozen = {**frozen, "lm": describe_quantised(stored) if config.lm.weights == "int8" else stored}
+    placement = place(trainable, frozen, list_sharding_rules(model, params), mesh, frozen_choice=config.mesh.frozen)
+    optimiser = make_optimiser(config.optim, rules, steps=config.train.steps)
+    key = jax.eval_shape(jax.random.key, 0)
+    rng = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    return AbstractRun(
+        model, rules, placement, placement.state(optimiser), placement.frozen, abstract_batch(config, mesh), rng
+    )
+
+
+def abstract_batch(config: Config, mesh: AnyMesh) -> Batch:
+    """Describes one global training batch of a run."""
+    rows, size = config.train.batch_size, config.data.image_size
+    pictures = (rows, 1, size, size, 3) if config.vision.name else (rows, 0, 1, 1, 3)
+    text = (rows, config.data.max_tokens)
+    described = Batch(
+        images=jax.ShapeDtypeStruct(pictures, jnp.uint8),
+        tokens=jax.ShapeDtypeStruct(text, jnp.int32),
+        loss_mask=jax.ShapeDtypeStruct(text, jnp.float32),
+        sample_ids=jax.ShapeDtypeStruct((rows,), jnp.int32),
+    )
+    sharding = by_example(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), described)
+
+
+def _lm_config(config: Config) -> LMConfig:
+    if config.lm.path:
+        return read_lm_config(resolve_path(config.lm.path))
+    return lm_config_from_hf(config.lm.architecture)
