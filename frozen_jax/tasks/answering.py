@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from frozen_jax.decode import DecodeConfig, generate
+from frozen_jax.decode import DecodeConfig, generate, prepare_decoding
 from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel, input_mask
 from frozen_jax.prompt import Prompt, encode_prompt, lay_out
@@ -78,6 +78,7 @@ def complete(
     encode = functools.lru_cache(maxsize=65536)(tokenizer.encode)
     ids = [encode_prompt(p, encode=encode, prefix_length=model.prefix_length, bos_id=bos_id) for p in distinct]
     order = sorted(range(len(distinct)), key=lambda i: len(ids[i]))
+    lm, lm_params = prepare_decoding(model.lm, params["lm"])
     texts: dict[Prompt, str] = {}
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
@@ -87,7 +88,7 @@ def complete(
         rows = lay_out([ids[i] for i in filled], [distinct[i] for i in filled], length=length)
         tokens = jnp.asarray(rows.tokens)
         embeddings = _embed_prompts(model, params, tokens, prefixes, jnp.asarray(rows.images))
-        made = generate(model.lm, params["lm"], embeddings, input_mask(tokens), config=decode)
+        made = generate(lm, lm_params, embeddings, input_mask(tokens), config=decode)
         for i, new_ids in zip(chunk, _words(made, decode), strict=False):
             texts[distinct[i]] = tokenizer.decode(new_ids)
     return [texts[prompt] for prompt in prompts]
