@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.errors import UserError
+from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
@@ -154,25 +155,6 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
-    """What the report measures after training.
-
-    Attributes:
-        task: `none`, `easy_vqa` (zero-shot questions, caption exact match) or `scene_text` (the text stage's oracle).
-        blind_control: train the same model on black images too and report it beside the seeing one.
-        questions: at most so many test questions; 0 is all.
-        max_new_tokens: of a decoded answer or caption.
-        batch_size: prompts decoded together.
-    """
-
-    task: Literal["none", "easy_vqa", "scene_text"] = "none"
-    blind_control: bool = False
-    questions: int = 0
-    max_new_tokens: int = 20
-    batch_size: int = 256
-
-
-@dataclass(frozen=True)
 class MeshSettings:
     """Devices along the axis that the batch is cut along; -1 takes all there are."""
 
@@ -208,6 +190,11 @@ def default_config() -> ConfigDict:
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns the resolved config as plain nested dicts, as `config.json` holds it."""
     return dataclasses.asdict(config)
+
+
+def identify(config: Config) -> dict[str, Any]:
+    """Returns what makes a run this one and no other: everything but what is measured of it afterwards."""
+    return {name: section for name, section in to_dict(config).items() if name != "evaluate"}
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -250,10 +237,21 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if kind is dict and isinstance(value, Mapping):
         return dict(value)
+    if kind is tuple and isinstance(value, tuple | list):  # JSON has lists alone
+        return _convert_tuple(typing.get_args(hint), value, name)
     if type(value) is not kind:
         wanted = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else str(kind)
         raise UserError(f"{name} is {value!r}, a {type(value).__name__}; it must be a {wanted}")
     return value
+
+
+def _convert_tuple(hints: tuple[Any, ...], value: Sequence[Any], name: str) -> tuple[Any, ...]:
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise UserError(f"{name} is {value!r}; it must have {len(hints)} values")
+    pairs = zip(hints, value, strict=True)
+    return tuple(_convert(hint, entry, f"{name}[{place}]") for place, (hint, entry) in enumerate(pairs))
 
 
 def _check(config: Config) -> None:
@@ -275,8 +273,6 @@ def _check(config: Config) -> None:
         ("checkpoint.every", config.checkpoint.every),
         ("checkpoint.keep", config.checkpoint.keep),
         ("optim.accumulate", config.optim.accumulate),
-        ("evaluate.max_new_tokens", config.evaluate.max_new_tokens),
-        ("evaluate.batch_size", config.evaluate.batch_size),
     ):
         require(value >= 1, name, value, "it must be at least 1")
     for name, share in (
@@ -299,10 +295,10 @@ def _check(config: Config) -> None:
         ("optim.warmup_steps", config.optim.warmup_steps),
         ("train.patience", config.train.patience),
         ("train.embedding_noise", config.train.embedding_noise),
-        ("evaluate.questions", config.evaluate.questions),
         ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
+    check_evaluate(config.evaluate, require)
     require(config.data.train != "", "data.train", "", "name what to train on, for example 'easy_vqa:train'")
     require(
         config.train.batch_size % config.optim.accumulate == 0,

@@ -47,21 +47,14 @@ class Report:
         self.figures.setdefault(section, {}).update(figures)
 
     def write(self, directory: Path, *, wall_s: float) -> dict[str, Any]:
-        """Writes report.json and report.md, prints the table and returns the figures."""
-        settings = self._config.evaluate
-        self.add(
-            "decoding",
-            method="greedy, open-ended",
-            stop=f"end-of-text token or {settings.max_new_tokens} new tokens",
-            question_prompt="[img]" + self._config.data.question_format,
-            caption_prompt="[img]",
-        )
+        """Writes the JSON and the Markdown file, prints the table and returns the figures."""
         self.figures["wall_s"] = round(wall_s, 1)
         self.figures["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         table = format_table(("figure", "value"), [(name, _show(value)) for name, value in _flatten(self.figures)])
-        write_json_atomic(directory / "report.json", self.figures)
+        name = self._config.evaluate.report
+        write_json_atomic(directory / f"{name}.json", self.figures)
         text = f"# Report\n\nAccuracies and matches are percentages.\n\n{table}\n"
-        write_text_atomic(directory / "report.md", text)
+        write_text_atomic(directory / f"{name}.md", text)
         print(table)
         return self.figures
 

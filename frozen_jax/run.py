@@ -8,15 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers
-from frozen_jax.checkpoint import Checkpoints
-from frozen_jax.config import Config, MeshSettings, to_dict
+from frozen_jax.config import Config, to_dict
 from frozen_jax.data.catalogue import open_source
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
@@ -24,23 +23,22 @@ from frozen_jax.data.records import Source, Subset
 from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
-from frozen_jax.language_model import fingerprint_params, save_lm
-from frozen_jax.report import Report, draw_samples
+from frozen_jax.evaluate import evaluate
+from frozen_jax.language_model import fingerprint_params
+from frozen_jax.report import Report
+from frozen_jax.restore import list_texts, make_model, open_checkpoints
 from frozen_jax.sharding import make_mesh
 from frozen_jax.state import Params, merge
-from frozen_jax.tasks import easy_vqa
+from frozen_jax.tasks.controls import Models
 from frozen_jax.telemetry import format_banner
 from frozen_jax.train import Trained, init_state, restore_best, train
-from frozen_jax.workdir import Workdir, digest_config
-
-TOKENIZER_RECORDS = 5_000
-"""Training records whose texts a tokenizer made from scratch sees."""
+from frozen_jax.workdir import Workdir
 
 
 class Fitted(NamedTuple):
-    """A trained model and what its training said about itself."""
+    """A trained model, and what its training said about itself."""
 
-    reader: easy_vqa.Reader
+    model: Model
     trained: Trained
     lm_sha256_before: str
     lm_sha256_after: str
@@ -60,20 +58,14 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
     start = time.monotonic()
     if mode == "eval" and not (directory / "checkpoints").is_dir():
         raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
-    with Workdir(directory, to_dict(config)) as workdir:
+    with Workdir(directory, to_dict(config), free=("evaluate",)) as workdir:
         seeing = fit(config, workdir.path, mode=mode)
         report = Report(config, seeing.trained, jax.devices()[0].device_kind)
         report.add("frozen", lm_sha256_before=seeing.lm_sha256_before, lm_sha256_after=seeing.lm_sha256_after)
-        if config.evaluate.task == "easy_vqa":
-            blind = None
-            if config.evaluate.blind_control and not config.blind:
-                blind = fit(dataclasses.replace(config, blind=True), workdir.path / "blind", mode=mode)
-            _evaluate_easy_vqa(config, seeing, blind, report, workdir.path)
-        elif config.evaluate.task == "scene_text":
-            tests = easy_vqa.QuestionSet(config)
-            report.add("vqa", text_oracle=easy_vqa.score_text_oracle(seeing.reader, tests)["accuracy"])
-            reader = seeing.reader
-            save_lm(workdir.path / "lm", reader.model.lm.config, reader.params["lm"], reader.tokenizer)
+        blind = None
+        if config.evaluate.task != "none" and config.evaluate.blind_control and not config.blind:
+            blind = fit(dataclasses.replace(config, blind=True), workdir.path / "blind", mode=mode).model
+        evaluate(config, Models(seeing.model, blind), report, workdir.path)
         return report.write(workdir.path, wall_s=time.monotonic() - start)
 
 
@@ -85,7 +77,7 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
     """
     directory.mkdir(exist_ok=True)
     training_source, validation_source = open_source(config.data.train), open_source(config.data.validation)
-    towers = build_towers(config, corpus=_texts(training_source, config))
+    towers = build_towers(config, corpus=list_texts(training_source, config))
     before = _hash_lm(towers.trainable, towers.frozen)
     mesh = make_mesh(config.mesh, batch_size=config.train.batch_size // config.optim.accumulate)
     checkpoints = open_checkpoints(config, towers, directory)
@@ -107,31 +99,7 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
             )
             _say_how_it_ended(trained, config, directory)
     params = merge(trained.trainable, towers.frozen)
-    reader = easy_vqa.Reader(config, towers.model, params, towers.tokenizer)
-    return Fitted(reader, trained, before, _hash_lm(trained.trainable, towers.frozen))
-
-
-def load_reader(config: Config, directory: Path) -> easy_vqa.Reader:
-    """Restores the best parameters of a run, to use them and not to train on.
-
-    Raises:
-        UserError: no checkpoint, or one that is damaged or belongs to another run.
-    """
-    towers = build_towers(config)
-    mesh = make_mesh(MeshSettings(data=1), batch_size=1)
-    with contextlib.closing(open_checkpoints(config, towers, directory)) as checkpoints:
-        trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
-    return easy_vqa.Reader(config, towers.model, merge(trained.trainable, towers.frozen), towers.tokenizer)
-
-
-def open_checkpoints(config: Config, towers: Towers, directory: Path) -> Checkpoints:
-    """Opens the checkpoints of a run of this config through this language model."""
-    return Checkpoints(
-        directory / "checkpoints",
-        keep=config.checkpoint.keep,
-        fingerprint=towers.fingerprint,
-        config_digest=digest_config(to_dict(config)),
-    )
+    return Fitted(make_model(config, towers, params), trained, before, _hash_lm(trained.trainable, towers.frozen))
 
 
 def make_pipeline(source: Source, config: Config, towers: Towers) -> Pipeline:
@@ -157,39 +125,6 @@ def make_pipeline(source: Source, config: Config, towers: Towers) -> Pipeline:
             process_count=jax.process_count(),
         ),
     )
-
-
-def _evaluate_easy_vqa(config: Config, seeing: Fitted, blind: Fitted | None, report: Report, directory: Path) -> None:
-    tests = easy_vqa.QuestionSet(config)
-    reader = seeing.reader
-    prefixes = reader.prefixes(tests.images)
-    scores, answers = easy_vqa.score_questions(reader, tests, prefixes)
-    name = "blind" if config.blind else "seeing"
-    caption, captions = easy_vqa.score_captions(reader, tests, prefixes)
-    report.add("caption", **caption)
-    report.add("vqa", **{name: scores})
-    if not config.blind:
-        report.add("vqa", shuffled=easy_vqa.score_shuffled(reader, tests, prefixes))
-    if blind is not None:
-        scores, _ = easy_vqa.score_questions(blind.reader, tests, blind.reader.prefixes(tests.images))
-        report.add("vqa", blind=scores)
-        blind_caption, _ = easy_vqa.score_captions(blind.reader, tests, blind.reader.prefixes(tests.images))
-        report.add("caption", blind_exact_match=blind_caption["exact_match"])
-    report.add("vqa", **easy_vqa.score_baselines(tests))
-    report.add("vqa", text_oracle=easy_vqa.score_text_oracle(reader, tests)["accuracy"])
-    draw_samples(directory / "samples.png", tests, captions, answers)
-
-
-def _texts(source: Source, config: Config) -> Iterator[str]:
-    """All texts of the first records, worded as in training: what a tokenizer from scratch is trained on."""
-    data = config.data
-    for index in range(min(len(source), TOKENIZER_RECORDS)):
-        record = source.record(index)
-        for caption in record.captions:
-            yield data.caption_format.format(caption=caption)
-        for question in record.questions:
-            yield data.question_format.format(question=question.text)
-            yield from (data.answer_format.format(answer=answer) for answer in question.answers)
 
 
 def _say_how_it_ended(trained: Trained, config: Config, directory: Path) -> None:

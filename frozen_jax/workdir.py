@@ -18,7 +18,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,7 +41,7 @@ class Workdir:
       resuming: it already held this same run when it was opened.
     """
 
-    def __init__(self, directory: str | Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, directory: str | Path, config: Mapping[str, Any], *, free: Sequence[str] = ()) -> None:
         """Creates the workdir of a new run or recognises that of the same run, and takes its lock.
 
         With several processes only the first one looks and writes: the directory is shared.
@@ -49,6 +49,7 @@ class Workdir:
         Args:
           directory: absent, empty, or the workdir of a run with the same `config`.
           config: the resolved configuration: nested dicts of JSON values.
+          free: its sections that may differ from one start of a run to the next; `config.json` keeps the first.
 
         Raises:
           UserError: no name given, not a directory, not writable, of other content, of another configuration (with the
@@ -71,7 +72,7 @@ class Workdir:
                 f"--workdir={directory}: cannot be written ({error.strerror}); name a directory on a writable disk"
             ) from error
         try:
-            self.resuming = self._recognise(config)
+            self.resuming = self._recognise(config, free)
             if not self.resuming:
                 write_json_atomic(self.path / CONFIG, config)
             write_json_atomic(self.path / VERSIONS, collect_versions())
@@ -93,7 +94,7 @@ class Workdir:
     ) -> None:
         self.close()
 
-    def _recognise(self, config: Mapping[str, Any]) -> bool:
+    def _recognise(self, config: Mapping[str, Any], free: Sequence[str]) -> bool:
         found = self.path / CONFIG
         if not found.exists():
             foreign = sorted(
@@ -105,7 +106,10 @@ class Workdir:
                     f" and no {CONFIG}: it is not the workdir of a run; name an empty or a new directory"
                 )
             return False
-        differing = compare_configs(read_json(found), config)
+        there, here = (
+            {key: value for key, value in side.items() if key not in free} for side in (read_json(found), config)
+        )
+        differing = compare_configs(there, here)
         if differing:
             raise UserError(
                 f"{self.path}: belongs to a run of another configuration: {'; '.join(differing[:_SHOWN])}"

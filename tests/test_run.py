@@ -10,7 +10,8 @@ import pytest
 from frozen_jax.config import from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params
-from frozen_jax.run import load_reader, run
+from frozen_jax.restore import load
+from frozen_jax.run import run
 from frozen_jax.state import flatten
 from frozen_jax.train import Progress, judge
 
@@ -20,8 +21,8 @@ def read_metrics(directory, kind="train"):
     return {line["step"]: line["loss"] for line in lines if line["kind"] == kind}
 
 
-def trained_fingerprint(config, directory):
-    params = load_reader(config, directory).params
+def trained_fingerprint(directory):
+    params = load(directory).params
     return fingerprint_params({key: params[key] for key in ("vision", "prefix")})
 
 
@@ -82,7 +83,7 @@ def test_resuming_continues_bitwise(finished, tiny_lm, tmp_path, monkeypatch):
     run(config, tmp_path / "w", mode="train")
     assert read_metrics(tmp_path / "w") == read_metrics(directory)
     assert read_metrics(tmp_path / "w", "validation") == read_metrics(directory, "validation")
-    assert trained_fingerprint(config, tmp_path / "w") == trained_fingerprint(config, directory)
+    assert trained_fingerprint(tmp_path / "w") == trained_fingerprint(directory)
 
 
 def test_a_finished_run_only_evaluates(finished, monkeypatch, capsys):
@@ -102,8 +103,8 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(finished, t
     run(config, tmp_path / "same", mode="train")
     other = dataclasses.replace(config, seed=1)
     run(other, tmp_path / "other", mode="train")
-    assert trained_fingerprint(config, tmp_path / "same") == trained_fingerprint(config, directory)
-    assert trained_fingerprint(other, tmp_path / "other") != trained_fingerprint(config, directory)
+    assert trained_fingerprint(tmp_path / "same") == trained_fingerprint(directory)
+    assert trained_fingerprint(tmp_path / "other") != trained_fingerprint(directory)
 
 
 def test_eight_devices_train_like_one(finished, tmp_path):
@@ -119,9 +120,9 @@ def test_eight_devices_train_like_one(finished, tmp_path):
 def test_blind_sees_no_picture(tiny_lm, tmp_path):
     config = dataclasses.replace(make_config(tiny_lm), blind=True)
     run(config, tmp_path / "w", mode="train")
-    reader = load_reader(config, tmp_path / "w")
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    assert reader.prefixes(pictures).shape[0] == 1 and reader.image(2).row == 0
+    prefixes = load(tmp_path / "w").embed_image(pictures)
+    assert prefixes.shape == (3, 2, 16) and (prefixes == prefixes[:1]).all()
 
 
 @pytest.mark.parametrize("mode", ["finetuned", "scratch"])
@@ -137,7 +138,7 @@ def test_prefix_length_is_a_switch(tiny_lm, tmp_path, length):
     config = make_config(tiny_lm, steps=2, evaluate_every=2)
     config = dataclasses.replace(config, prefix=dataclasses.replace(config.prefix, length=length))
     run(config, tmp_path / "w", mode="train")
-    kernel = flatten(load_reader(config, tmp_path / "w").params)["prefix/projection/kernel"]
+    kernel = flatten(load(tmp_path / "w").params)["prefix/projection/kernel"]
     assert kernel.shape == (8, length * 16)
 
 
