@@ -179,15 +179,15 @@ class Model:
         asked, table = self._resolve(prompts, prefixes)
         shared = all(isinstance(text, str) for text in continuations)
         lists: list[Sequence[str]] = [continuations] * len(asked) if shared else list(continuations)  # type: ignore
-        classes = len(lists[0]) if lists else 0
-        if len(lists) != len(asked) or {len(texts) for texts in lists} - {classes} or (asked and not classes):
+        classes = len(continuations) if shared else len(lists[0])
+        if not classes or {len(texts) for texts in lists} - {classes} or len(lists) != len(asked):
             raise UserError(
-                f"score: {len(asked)} prompts and continuations for {len(lists)}, {sorted({*map(len, lists)})} each; "
-                "give one list of texts for all prompts, or for every prompt a list of the same length"
+                f"score: {len(asked)} prompts, and continuations {str(continuations)[:80]}; give one list of texts for "
+                "all prompts, or for every prompt a list of the same length, not empty"
             )
         encode = functools.lru_cache(maxsize=65536)(self.tokenizer.encode)
         ids = [[encode(text) for text in texts] for texts in lists]
-        counts = np.array([[len(words) for words in words_of] for words_of in ids], np.int32).reshape(-1, classes)
+        counts = np.array([list(map(len, row)) for row in ids], np.float32).reshape(len(asked), classes)
         if not counts.all():
             row, column = np.argwhere(counts == 0)[0]
             raise UserError(f"score: continuation {lists[row][column]!r} has no tokens; give it at least one")
@@ -324,7 +324,7 @@ def _fill(chunk: Sequence[int], *, of: int, most: int) -> list[int]:
     return [*chunk, *[chunk[0]] * (size - len(chunk))]
 
 
-def _name_picture(part: Picture, index: int) -> str | int:
+def _name_picture(part: object, index: int) -> str | int:
     """What two equal pictures have in common: the path of a file, the identity of an object."""
     if isinstance(part, os.PathLike):
         return str(Path(part))

@@ -109,8 +109,8 @@ class Tokenizer:
 
     @functools.cached_property
     def _texts(self) -> list[str]:
-        """Each id's own text; special tokens have none."""
-        return [self.decode([number]) for number in range(self.vocab_size)]
+        """Each id's own text; special tokens and incomplete characters have none."""
+        return [self.decode([number]).replace("\ufffd", "") for number in range(self.vocab_size)]
 
     def save(self, directory: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which this class and transformers read back."""

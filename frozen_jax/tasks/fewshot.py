@@ -153,6 +153,6 @@ def words_of(text: str) -> list[str]:
     return normalise_answer(text).split()
 
 
-def percent(hits: Sequence[float]) -> float:
+def percent(hits: Sequence[bool] | Sequence[float]) -> float:
     """Mean in percent, two decimals."""
     return round(100 * sum(hits) / len(hits), 2)
