@@ -64,7 +64,9 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
         report.add("frozen", lm_sha256_before=seeing.lm_sha256_before, lm_sha256_after=seeing.lm_sha256_after)
         blind = None
         if config.evaluate.task != "none" and config.evaluate.blind_control and not config.blind:
-            blind = fit(dataclasses.replace(config, blind=True), workdir.path / "blind", mode=mode).model
+            black = dataclasses.replace(config, blind=True)
+            with Workdir(workdir.path / "blind", to_dict(black), free=("evaluate",)) as control:
+                blind = fit(black, control.path, mode=mode).model
         evaluate(config, Models(seeing.model, blind), report, workdir.path)
         return report.write(workdir.path, wall_s=time.monotonic() - start)
 
@@ -75,7 +77,6 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
     Raises:
         UserError: as `train`; or `mode` is "eval" and there is no checkpoint.
     """
-    directory.mkdir(exist_ok=True)
     training_source, validation_source = open_source(config.data.train), open_source(config.data.validation)
     towers = build_towers(config, corpus=list_texts(training_source, config))
     before = _hash_lm(towers.trainable, towers.frozen)
