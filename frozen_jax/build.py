@@ -103,7 +103,7 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
         )
         vision = build_vision(config.vision.name, dtype=compute, **config.vision.options)
         model = FrozenModel(module, vision, prefix)
-    draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image_size))
+    draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image.size))
     params = {"lm": lm_params, **draw(vision_rng)}
     rules = list_label_rules(params, lm_trains=lm_trains)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))

@@ -12,13 +12,15 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from frozen_jax.data.augment import AugmentOptions
+from frozen_jax.data.cleaning import CleanOptions
+from frozen_jax.data.images import ImageOptions
 from frozen_jax.errors import UserError
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
@@ -75,9 +77,21 @@ class DataSettings:
     """What is trained on and how it becomes rows of tokens.
 
     Attributes:
-        train, validation: sources, `<kind>:<argument>` (see `data/sources.py`).
-        image_size: height and width in pixels.
+        train: source, one line (see `data/sources.py`): "folder:/data/stamps", "0.7 * tar:… + 0.3 * jsonl:…".
+        validation: likewise; "" holds `train.validation_examples` records of `train` out, at most a tenth of them and
+            always the same ones.
+        image: how a picture becomes an array: in training, in evaluation and in the tools alike.
+        clean: what is done to captions before anything else.
+        on_bad: an item that cannot be used stops the run ("raise"), or another one, always the same, stands in for it
+            and the report lists it by reason ("replace").
+        processes: that decode pictures; 0 decodes in threads, which about four cores' worth of decoding saturates.
         max_tokens: S, positions in a row, image slots and marks included; longer captions are cut.
+        pack: pairs of a picture and its text in each row, with walls between them and own positions: less padding. A
+            step then has batch_size / pack rows of max_tokens positions.
+        pair_probability: share of the steps whose rows hold two pairs in one text and twice max_tokens positions, so
+            that models with absolute positions learn to read interleaved prompts.
+        buckets: lengths, rising, to which the padding that all rows of a step share is cut; the step compiles once for
+            each. On one host alone; () never cuts.
         captions_per_example: at most so many different captions of a picture are joined in one training row.
         question_fraction: share of rows that hold a question and answer of the picture in place of a caption.
         caption_format, question_format, answer_format: text of a row after the image slots; `{caption}`, `{question}`
@@ -88,8 +102,14 @@ class DataSettings:
 
     train: str = ""
     validation: str = ""
-    image_size: int = 224
+    image: ImageOptions = field(default_factory=lambda: ImageOptions(size=224))
+    clean: CleanOptions = field(default_factory=CleanOptions)
+    on_bad: Literal["raise", "replace"] = "raise"
+    processes: int = 0
     max_tokens: int = 34
+    pack: int = 1
+    pair_probability: float = 0.0
+    buckets: tuple[int, ...] = ()
     captions_per_example: int = 1
     question_fraction: float = 0.0
     caption_format: str = "{caption}"
@@ -195,6 +215,11 @@ class Config:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
 
+    @property
+    def pairs_per_row(self) -> int:
+        """Most pictures with their texts in a training row; a step has at least batch_size / pairs_per_row rows."""
+        return max(self.data.pack, 2 if self.data.pair_probability else 1)
+
 
 def default_config() -> ConfigDict:
     """Returns all settings at their defaults, locked: a misspelt name is an error where it is written."""
@@ -250,10 +275,21 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if kind is dict and isinstance(value, Mapping):
         return dict(value)
+    if kind is tuple and isinstance(value, tuple | list):  # JSON has lists alone
+        return _convert_tuple(typing.get_args(hint), value, name)
     if type(value) is not kind:
         wanted = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else str(kind)
         raise UserError(f"{name} is {value!r}, a {type(value).__name__}; it must be a {wanted}")
     return value
+
+
+def _convert_tuple(hints: tuple[Any, ...], value: Sequence[Any], name: str) -> tuple[Any, ...]:
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise UserError(f"{name} is {value!r}; it must have {len(hints)} values")
+    pairs = zip(hints, value, strict=True)
+    return tuple(_convert(hint, entry, f"{name}[{place}]") for place, (hint, entry) in enumerate(pairs))
 
 
 def _check(config: Config) -> None:
@@ -265,8 +301,8 @@ def _check(config: Config) -> None:
 
     for name, value in (
         ("prefix.length", config.prefix.length),
-        ("data.image_size", config.data.image_size),
         ("data.captions_per_example", config.data.captions_per_example),
+        ("data.pack", config.data.pack),
         ("train.steps", config.train.steps),
         ("train.batch_size", config.train.batch_size),
         ("train.log_every", config.train.log_every),
@@ -286,12 +322,11 @@ def _check(config: Config) -> None:
         ("optim.beta2", config.optim.beta2),
     ):
         require(0 <= share < 1, name, share, "it must be at least 0 and less than 1")
-    require(
-        0 <= config.data.question_fraction <= 1,
-        "data.question_fraction",
-        config.data.question_fraction,
-        "it is a share and must lie in 0..1",
-    )
+    for name, share in (
+        ("data.question_fraction", config.data.question_fraction),
+        ("data.pair_probability", config.data.pair_probability),
+    ):
+        require(0 <= share <= 1, name, share, "it is a share and must lie in 0..1")
     for name, amount in (
         ("optim.learning_rate", config.optim.learning_rate),
         ("optim.weight_decay", config.optim.weight_decay),
@@ -300,16 +335,24 @@ def _check(config: Config) -> None:
         ("train.patience", config.train.patience),
         ("train.embedding_noise", config.train.embedding_noise),
         ("evaluate.questions", config.evaluate.questions),
+        ("data.processes", config.data.processes),
         ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
     require(config.data.train != "", "data.train", "", "name what to train on, for example 'easy_vqa:train'")
     require(
-        config.train.batch_size % config.optim.accumulate == 0,
+        config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
         config.train.batch_size,
-        f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts",
+        f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts, times "
+        f"{config.pairs_per_row} pairs in a row (data.pack, data.pair_probability)",
     )
+    buckets = config.data.buckets
+    rule = f"lengths must rise, and the last be data.max_tokens={config.data.max_tokens}, which every text fits"
+    rising = list(buckets) == sorted(set(buckets)) and buckets[-1:] in ((), (config.data.max_tokens,))
+    require(rising, "data.buckets", buckets, rule)
+    rule = f"data.pack={config.data.pack} puts walls between pairs and this takes them away; use one of the two"
+    require(config.data.pack == 1 or not config.data.pair_probability, "data.pair_probability", "above 0", rule)
     for name, text, blank in (
         ("caption_format", config.data.caption_format, "{caption}"),
         ("question_format", config.data.question_format, "{question}"),
@@ -328,9 +371,9 @@ def _check(config: Config) -> None:
         rule = "a model that is not loaded from lm.path has random weights; set lm.mode='scratch' or give lm.path"
         require(config.lm.mode == "scratch", "lm.mode", config.lm.mode, rule)
     if config.vision.name:
-        slots = config.prefix.length + int(config.data.bos)
+        slots = (config.prefix.length + int(config.data.bos)) * config.data.pack
         require(
-            config.data.max_tokens > slots + 1,
+            config.data.max_tokens > slots + config.data.pack,
             "data.max_tokens",
             config.data.max_tokens,
             f"the image slots and marks take {slots} positions; leave room for words",

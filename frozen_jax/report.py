@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 12
 QUESTIONS_PER_SAMPLE = 3
+SHOWN = 5
+"""Entries of a list in the table; the JSON file has all."""
 
 
 class Report:
@@ -112,4 +114,7 @@ def _flatten(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, list):
+        more = f" and {len(value) - SHOWN} more" if value[SHOWN:] else ""
+        return ", ".join(map(str, value[:SHOWN])) + more
     return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -17,10 +17,10 @@ import jax
 from frozen_jax.build import Towers, build_towers
 from frozen_jax.checkpoint import Checkpoints
 from frozen_jax.config import Config, MeshSettings, to_dict
-from frozen_jax.data.catalogue import open_source
-from frozen_jax.data.images import ImageOptions
+from frozen_jax.data.dirty import BadItems, report_bad_items
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
-from frozen_jax.data.records import Source, Subset
+from frozen_jax.data.records import Source
+from frozen_jax.data.sources import open_splits
 from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
@@ -32,6 +32,9 @@ from frozen_jax.tasks import easy_vqa
 from frozen_jax.telemetry import format_banner
 from frozen_jax.train import Trained, init_state, restore_best, train
 from frozen_jax.workdir import Workdir, digest_config
+
+BAD_ITEMS = "bad_items"
+"""Folder of the workdir with the lists of items that could not be used."""
 
 TOKENIZER_RECORDS = 5_000
 """Training records whose texts a tokenizer made from scratch sees."""
@@ -63,6 +66,8 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
     with Workdir(directory, to_dict(config)) as workdir:
         seeing = fit(config, workdir.path, mode=mode)
         report = Report(config, seeing.trained, jax.devices()[0].device_kind)
+        for name in ("train", "validation"):
+            report.add("bad_items", **{name: report_bad_items((workdir.path / BAD_ITEMS).glob(f"{name}.*.jsonl"))})
         report.add("frozen", lm_sha256_before=seeing.lm_sha256_before, lm_sha256_after=seeing.lm_sha256_after)
         if config.evaluate.task == "easy_vqa":
             blind = None
@@ -84,10 +89,11 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
         UserError: as `train`; or `mode` is "eval" and there is no checkpoint.
     """
     directory.mkdir(exist_ok=True)
-    training_source, validation_source = open_source(config.data.train), open_source(config.data.validation)
+    training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
     towers = build_towers(config, corpus=_texts(training_source, config))
     before = _hash_lm(towers.trainable, towers.frozen)
-    mesh = make_mesh(config.mesh, batch_size=config.train.batch_size // config.optim.accumulate)
+    rows = config.train.batch_size // config.pairs_per_row // config.optim.accumulate
+    mesh = make_mesh(config.mesh, batch_size=rows)
     checkpoints = open_checkpoints(config, towers, directory)
     title = "blind control" if config.blind else "training"
     print(format_banner(title, mesh=mesh, trainable=towers.trainable, frozen=towers.frozen), flush=True)
@@ -95,12 +101,11 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
         if mode == "eval":
             trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
         else:
-            count = min(config.train.validation_examples, len(validation_source))
             trained = train(
                 config,
                 towers,
-                make_pipeline(training_source, config, towers),
-                make_pipeline(Subset(validation_source, range(count)), config, towers),
+                make_pipeline(training_source, config, towers, bad=open_bad_items(directory, "train")),
+                make_pipeline(validation_source, config, towers, bad=open_bad_items(directory, "validation")),
                 mesh=mesh,
                 directory=directory,
                 checkpoints=checkpoints,
@@ -134,7 +139,12 @@ def open_checkpoints(config: Config, towers: Towers, directory: Path) -> Checkpo
     )
 
 
-def make_pipeline(source: Source, config: Config, towers: Towers) -> Pipeline:
+def open_bad_items(directory: Path, name: str) -> BadItems:
+    """Opens this host's account of the items of a source that could not be used."""
+    return BadItems(directory / BAD_ITEMS / f"{name}.{jax.process_index()}.jsonl")
+
+
+def make_pipeline(source: Source, config: Config, towers: Towers, *, bad: BadItems | None = None) -> Pipeline:
     """Builds the batches of a source for these towers."""
     data = config.data
     return Pipeline(
@@ -150,12 +160,18 @@ def make_pipeline(source: Source, config: Config, towers: Towers) -> Pipeline:
         options=PipelineOptions(
             batch_size=config.train.batch_size,
             seed=config.seed,
-            images=ImageOptions(size=data.image_size) if config.vision.name else None,
+            images=data.image if config.vision.name else None,
             blind=config.blind,
             augment=data.augment,
+            on_bad=data.on_bad,
+            pack=data.pack,
+            pair_probability=data.pair_probability,
+            buckets=data.buckets,
+            processes=data.processes,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),
+        bad=bad,
     )
 
 

@@ -55,7 +55,8 @@ def by_example(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Puts this host's rows on its devices; the result stands for the global batch."""
     sharding = by_example(mesh)
-    return Batch(*[jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for rows in batch])
+    put: Batch = jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)
+    return put
 
 
 def put_replicated(tree: Tree, mesh: Mesh) -> Tree:

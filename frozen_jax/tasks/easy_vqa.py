@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, UInt8
 
 from frozen_jax.config import Config
 from frozen_jax.data.easy_vqa import EasyQuestion, EasyVQA
-from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.loading import ImageLoader
 from frozen_jax.data.scenes import SHAPES, list_captions
 from frozen_jax.decode import DecodeConfig
@@ -72,7 +71,7 @@ class QuestionSet:
         source = EasyVQA("test")
         self.questions = source.questions[: config.evaluate.questions or None]
         self.scenes = [source.scene(index) for index in range(len(source))]
-        self.images, _ = ImageLoader(source, ImageOptions(size=config.data.image_size)).load(range(len(source)))
+        self.images, _ = ImageLoader(source, config.data.image).load(range(len(source)))
         self.question_format = config.data.question_format
 
     def prompt(self, question: EasyQuestion, before: str | Image) -> Prompt:

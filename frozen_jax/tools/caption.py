@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from frozen_jax.config import from_config_dict
-from frozen_jax.data.images import ImageOptions, load_image
+from frozen_jax.data.images import load_image
 from frozen_jax.errors import UserError
 from frozen_jax.run import load_reader
 
@@ -35,8 +35,7 @@ def caption(workdir: Path, images: list[Path], *, question: str | None) -> list[
     config = from_config_dict(json.loads(path.read_text(encoding="utf-8")))
     if not config.vision.name:
         raise UserError(f"{workdir} was trained on text alone (vision.name is ''); it cannot look at pictures")
-    options = ImageOptions(size=config.data.image_size)
-    pixels = np.stack([load_image(image, options=options) for image in images])
+    pixels = np.stack([load_image(image, options=config.data.image) for image in images])
     reader = load_reader(config, workdir)
     text = "" if question is None else config.data.question_format.format(question=question)
     prompts = [(reader.image(row), text) for row in range(len(images))]
