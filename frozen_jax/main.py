@@ -23,6 +23,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything that the run writes; it is made if missing.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or evaluate what was trained in --workdir.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the processes of this same command on the other machines, which JAX finds by itself on Cloud TPU and GKE.",
+)
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was found, for reports of defects.")
 
 
@@ -53,12 +58,31 @@ def _main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
     import jax
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
+    if _DISTRIBUTED.value or "JAX_COORDINATOR_ADDRESS" in os.environ or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
+        _join_processes()
     from frozen_jax.config import from_config_dict
     from frozen_jax.run import run
 
-    run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
+    config = from_config_dict(_CONFIG.value)
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        # A TPU slice connects its machines by itself; checkpoints and preemption need JAX's own service besides.
+        raise UserError(
+            f"this is one of {jax.process_count()} machines of a slice, and they save checkpoints together: "
+            "start the same command on all of them with --distributed"
+        )
+    run(config, Path(str(workdir)), mode=_MODE.value)
+
+
+def _join_processes() -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:  # what the surroundings do not tell
+        raise UserError(
+            f"JAX cannot find the other processes of this run: {error} It finds them by itself on Cloud TPU, GKE and "
+            "Slurm; elsewhere start a single process, without --distributed"
+        ) from error
 
 
 def main() -> None:
