@@ -290,7 +290,7 @@ def _format_side(tree: Any) -> str:
     return f"{count:,} parameters, {format_bytes(size)}{share}"
 
 
-def format_bytes(size: float) -> str:
+def format_bytes(size: int | float) -> str:
     """Formats a size with four significant digits: 77.19 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

@@ -293,13 +293,25 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|coll
 
 def count_collectives(hlo):
     """Counts the collectives of an optimised module by kind, each channel once."""
-    found = {(match[1], re.search(r"channel_id=(\d+)", line)[1]) for line in hlo.splitlines() if (match := COLLECTIVE.search(line))}
+    found = {
+        (match[1], re.search(r"channel_id=(\d+)", line)[1])
+        for line in hlo.splitlines()
+        if (match := COLLECTIVE.search(line))
+    }
     return dict(collections.Counter(kind for kind, _ in found))
 
 
 GOLDEN = {
     "1x1x1": {},
+    # All gradients and the sums of the loss, in one.
     "8x1x1": {"all-reduce": 1},
+    # The five cut kernels are gathered once, nothing else that trains; the second all-reduce is of the parts' norms.
+    "4x2x1": {"all-reduce": 2, "all-gather": 5},
+    # Besides, four kernels of a layer, forward and backward, in the loop over layers; two tables.
+    "4x2x1, frozen cut": {"all-reduce": 2, "all-gather": 5 + 8 + 2},
+    # Two all-reduces of a layer, forward and backward; the prefix's rows; softmax, argmax and loss over the vocabulary.
+    "2x2x2, frozen cut": {"all-reduce": 2 + 4 + 4, "all-gather": 5 + 8 + 2 + 1 + 2},
+    "1x1x8": {"all-reduce": 1 + 4 + 3, "all-gather": 1 + 2},
 }
 
 

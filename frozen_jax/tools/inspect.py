@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and prints the table; exit status 1 with one line for what the user can mend."""
     parser = argparse.ArgumentParser(
         prog="python -m frozen_jax.tools.inspect",
-        description="Shows every parameter of a run and where it lies; takes --config=FILE and --config.… as main does.",
+        description="Shows every parameter of a run and where it lies; --config=FILE and --config.… as main has them.",
         allow_abbrev=False,
     )
     parser.add_argument("--devices", type=int, help="of the mesh; those here by default")
