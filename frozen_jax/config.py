@@ -23,6 +23,9 @@ from frozen_jax.data.cleaning import CleanOptions
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.errors import UserError
 
+FREE_SECTIONS = ("mesh", "profile")
+"""Sections that may differ from one start of a run to the next: where it runs and how it is watched."""
+
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
 
@@ -194,9 +197,33 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """Devices along the axis that the batch is cut along; -1 takes all there are."""
+    """How the devices are arranged; see `sharding.py`. At most one axis is -1, which takes what the others leave.
+
+    Attributes:
+        data: the batch is cut along it, and nothing else.
+        fsdp: the batch and the storage of parameters and optimiser state are cut along it.
+        tensor: the language model's heads, MLP width and vocabulary are cut along it; it must divide the first two.
+        frozen: whether the frozen weights are cut along `fsdp` too (`sharded`), kept whole (`replicated`), or cut where
+            they would take more than 4 GB of each device (`auto`).
+    """
 
     data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    frozen: Literal["auto", "replicated", "sharded"] = "auto"
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """A window of training steps whose trace is written to `profile/` in the workdir, for TensorBoard and Perfetto.
+
+    Attributes:
+        start: the first step in it, counted from 1; 0 is none. Take one well after the first, which compiles.
+        steps: how many steps.
+    """
+
+    start: int = 0
+    steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -214,6 +241,7 @@ class Config:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
 
     @property
     def pairs_per_row(self) -> int:
@@ -233,6 +261,11 @@ def default_config() -> ConfigDict:
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns the resolved config as plain nested dicts, as `config.json` holds it."""
     return dataclasses.asdict(config)
+
+
+def identify(config: Config) -> dict[str, Any]:
+    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`."""
+    return {name: section for name, section in to_dict(config).items() if name not in FREE_SECTIONS}
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -313,6 +346,7 @@ def _check(config: Config) -> None:
         ("optim.accumulate", config.optim.accumulate),
         ("evaluate.max_new_tokens", config.evaluate.max_new_tokens),
         ("evaluate.batch_size", config.evaluate.batch_size),
+        ("profile.steps", config.profile.steps),
     ):
         require(value >= 1, name, value, "it must be at least 1")
     for name, share in (
@@ -336,6 +370,7 @@ def _check(config: Config) -> None:
         ("train.embedding_noise", config.train.embedding_noise),
         ("evaluate.questions", config.evaluate.questions),
         ("data.processes", config.data.processes),
+        ("profile.start", config.profile.start),
         ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
@@ -386,9 +421,14 @@ def _check(config: Config) -> None:
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
-    require(
-        config.mesh.data == -1 or config.mesh.data >= 1,
-        "mesh.data",
-        config.mesh.data,
-        "it must be a number of devices, or -1 for all of them",
-    )
+    sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
+    for axis, size in sizes.items():
+        require(
+            size == -1 or size >= 1,
+            f"mesh.{axis}",
+            size,
+            "it must be a number of devices, or -1 for those that the other axes leave",
+        )
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    rule = f"mesh.{rest[0] if rest else ''} is -1 too, and only one axis can be the rest; give a number for the others"
+    require(len(rest) <= 1, f"mesh.{rest[-1] if rest else ''}", -1, rule)

@@ -5,7 +5,6 @@ The run itself is `run.py`.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -56,33 +55,13 @@ def _main(arguments: list[str]) -> None:
                 "--workdir=runs/quickstart"
             )
     logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
-    import jax
+    from frozen_jax.processes import join_processes
 
-    if _DISTRIBUTED.value or "JAX_COORDINATOR_ADDRESS" in os.environ or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
-        _join_processes()
+    join_processes(wanted=_DISTRIBUTED.value)
     from frozen_jax.config import from_config_dict
     from frozen_jax.run import run
 
-    config = from_config_dict(_CONFIG.value)
-    if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        # A TPU slice connects its machines by itself; checkpoints and preemption need JAX's own service besides.
-        raise UserError(
-            f"this is one of {jax.process_count()} machines of a slice, and they save checkpoints together: "
-            "start the same command on all of them with --distributed"
-        )
-    run(config, Path(str(workdir)), mode=_MODE.value)
-
-
-def _join_processes() -> None:
-    import jax
-
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:  # what the surroundings do not tell
-        raise UserError(
-            f"JAX cannot find the other processes of this run: {error} It finds them by itself on Cloud TPU, GKE and "
-            "Slurm; elsewhere start a single process, without --distributed"
-        ) from error
+    run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
 
 
 def main() -> None:

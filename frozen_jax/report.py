@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frozen_jax.config import Config
+from frozen_jax.processes import is_first
 from frozen_jax.telemetry import format_table
 from frozen_jax.train import Trained
 from frozen_jax.workdir import write_json_atomic, write_text_atomic
@@ -61,6 +62,8 @@ class Report:
         self.figures["wall_s"] = round(wall_s, 1)
         self.figures["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         table = format_table(("figure", "value"), [(name, _show(value)) for name, value in _flatten(self.figures)])
+        if not is_first():
+            return self.figures
         write_json_atomic(directory / "report.json", self.figures)
         text = f"# Report\n\nAccuracies and matches are percentages.\n\n{table}\n"
         write_text_atomic(directory / "report.md", text)

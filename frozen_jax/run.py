@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from frozen_jax.build import Towers, build_towers
 from frozen_jax.checkpoint import Checkpoints
-from frozen_jax.config import Config, MeshSettings, to_dict
+from frozen_jax.config import FREE_SECTIONS, Config, MeshSettings, identify, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.records import Source
@@ -25,12 +26,13 @@ from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params, save_lm
+from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report, draw_samples
-from frozen_jax.sharding import make_mesh
+from frozen_jax.sharding import make_mesh, share_of_rows
 from frozen_jax.state import Params, merge
 from frozen_jax.tasks import easy_vqa
 from frozen_jax.telemetry import format_banner
-from frozen_jax.train import Trained, init_state, restore_best, train
+from frozen_jax.train import Trained, init_state, place_here, place_towers, restore_best, train
 from frozen_jax.workdir import Workdir, digest_config
 
 BAD_ITEMS = "bad_items"
@@ -63,7 +65,8 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
     start = time.monotonic()
     if mode == "eval" and not (directory / "checkpoints").is_dir():
         raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
-    with Workdir(directory, to_dict(config)) as workdir:
+    with Workdir(directory, to_dict(config), free=FREE_SECTIONS) as workdir:
+        wait_for_all("workdir")  # the first process has made it
         seeing = fit(config, workdir.path, mode=mode)
         report = Report(config, seeing.trained, jax.devices()[0].device_kind)
         for name in ("train", "validation"):
@@ -78,7 +81,8 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
             tests = easy_vqa.QuestionSet(config)
             report.add("vqa", text_oracle=easy_vqa.score_text_oracle(seeing.reader, tests)["accuracy"])
             reader = seeing.reader
-            save_lm(workdir.path / "lm", reader.model.lm.config, reader.params["lm"], reader.tokenizer)
+            if is_first():
+                save_lm(workdir.path / "lm", reader.model.lm.config, reader.params["lm"], reader.tokenizer)
         return report.write(workdir.path, wall_s=time.monotonic() - start)
 
 
@@ -94,26 +98,30 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
     before = _hash_lm(towers.trainable, towers.frozen)
     rows = config.train.batch_size // config.pairs_per_row // config.optim.accumulate
     mesh = make_mesh(config.mesh, batch_size=rows)
+    placement = place_towers(config, towers, mesh)
     checkpoints = open_checkpoints(config, towers, directory)
     title = "blind control" if config.blind else "training"
-    print(format_banner(title, mesh=mesh, trainable=towers.trainable, frozen=towers.frozen), flush=True)
+    if is_first():
+        print(format_banner(title, placement=placement), flush=True)
     with contextlib.closing(checkpoints):  # an interrupted run still completes the save that it began
         if mode == "eval":
-            trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
+            trained = restore_best(checkpoints, init_state(config, towers, placement))
         else:
             trained = train(
                 config,
                 towers,
-                make_pipeline(training_source, config, towers, bad=open_bad_items(directory, "train")),
-                make_pipeline(validation_source, config, towers, bad=open_bad_items(directory, "validation")),
-                mesh=mesh,
+                make_pipeline(training_source, config, towers, mesh, bad=open_bad_items(directory, "train")),
+                make_pipeline(validation_source, config, towers, mesh, bad=open_bad_items(directory, "validation")),
+                placement=placement,
                 directory=directory,
                 checkpoints=checkpoints,
             )
-            _say_how_it_ended(trained, config, directory)
-    params = merge(trained.trainable, towers.frozen)
+            if is_first():
+                _say_how_it_ended(trained, config, directory)
+    trainable = fetch_whole(trained.trainable)
+    params = place_here(config, towers, trainable, placement)
     reader = easy_vqa.Reader(config, towers.model, params, towers.tokenizer)
-    return Fitted(reader, trained, before, _hash_lm(trained.trainable, towers.frozen))
+    return Fitted(reader, trained, before, _hash_lm(trainable, towers.frozen))
 
 
 def load_reader(config: Config, directory: Path) -> easy_vqa.Reader:
@@ -123,10 +131,11 @@ def load_reader(config: Config, directory: Path) -> easy_vqa.Reader:
         UserError: no checkpoint, or one that is damaged or belongs to another run.
     """
     towers = build_towers(config)
-    mesh = make_mesh(MeshSettings(data=1), batch_size=1)
+    placement = place_towers(config, towers, make_mesh(MeshSettings(data=1), batch_size=1))
     with contextlib.closing(open_checkpoints(config, towers, directory)) as checkpoints:
-        trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
-    return easy_vqa.Reader(config, towers.model, merge(trained.trainable, towers.frozen), towers.tokenizer)
+        trained = restore_best(checkpoints, init_state(config, towers, placement))
+    params = place_here(config, towers, trained.trainable, placement)
+    return easy_vqa.Reader(config, towers.model, params, towers.tokenizer)
 
 
 def open_checkpoints(config: Config, towers: Towers, directory: Path) -> Checkpoints:
@@ -135,18 +144,21 @@ def open_checkpoints(config: Config, towers: Towers, directory: Path) -> Checkpo
         directory / "checkpoints",
         keep=config.checkpoint.keep,
         fingerprint=towers.fingerprint,
-        config_digest=digest_config(to_dict(config)),
+        config_digest=digest_config(identify(config)),
     )
 
 
 def open_bad_items(directory: Path, name: str) -> BadItems:
-    """Opens this host's account of the items of a source that could not be used."""
+    """Opens this process's account of the items of a source that could not be used."""
     return BadItems(directory / BAD_ITEMS / f"{name}.{jax.process_index()}.jsonl")
 
 
-def make_pipeline(source: Source, config: Config, towers: Towers, *, bad: BadItems | None = None) -> Pipeline:
-    """Builds the batches of a source for these towers."""
+def make_pipeline(
+    source: Source, config: Config, towers: Towers, mesh: Mesh, *, bad: BadItems | None = None
+) -> Pipeline:
+    """Builds this process's share of the batches of a source for these towers."""
     data = config.data
+    share, shares = share_of_rows(mesh)
     return Pipeline(
         source,
         text=word_rows(data),
@@ -168,8 +180,8 @@ def make_pipeline(source: Source, config: Config, towers: Towers, *, bad: BadIte
             pair_probability=data.pair_probability,
             buckets=data.buckets,
             processes=data.processes,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=shares,
         ),
         bad=bad,
     )
@@ -193,7 +205,8 @@ def _evaluate_easy_vqa(config: Config, seeing: Fitted, blind: Fitted | None, rep
         report.add("caption", blind_exact_match=blind_caption["exact_match"])
     report.add("vqa", **easy_vqa.score_baselines(tests))
     report.add("vqa", text_oracle=easy_vqa.score_text_oracle(reader, tests)["accuracy"])
-    draw_samples(directory / "samples.png", tests, captions, answers)
+    if is_first():
+        draw_samples(directory / "samples.png", tests, captions, answers)
 
 
 def _texts(source: Source, config: Config) -> Iterator[str]:

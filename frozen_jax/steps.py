@@ -130,7 +130,10 @@ def make_train_step(
         if accumulate == 1:
             grads, parts = gradient(state.trainable, frozen, batch, rng)
         else:
-            micro = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+            # Every accumulate-th row: each device cuts its own rows, and none has to move.
+            micro = jax.tree.map(
+                lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+            )
             keys = jax.random.split(rng, accumulate)
 
             def add(total: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:

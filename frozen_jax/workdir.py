@@ -18,7 +18,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,8 @@ from absl import logging
 from frozen_jax.errors import UserError
 
 CONFIG, VERSIONS, LOCK = "config.json", "versions.json", "lock"
+LOGS = "logs"
+"""A directory that a launcher may have filled before the run looks: the output of the processes but the first."""
 _ABSENT = "(absent)"
 _SHOWN = 5  # differing keys, foreign files: enough to recognise the mistake, short enough for one line
 
@@ -41,7 +43,7 @@ class Workdir:
       resuming: it already held this same run when it was opened.
     """
 
-    def __init__(self, directory: str | Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, directory: str | Path, config: Mapping[str, Any], *, free: Sequence[str] = ()) -> None:
         """Creates the workdir of a new run or recognises that of the same run, and takes its lock.
 
         With several processes only the first one looks and writes: the directory is shared.
@@ -49,6 +51,7 @@ class Workdir:
         Args:
           directory: absent, empty, or the workdir of a run with the same `config`.
           config: the resolved configuration: nested dicts of JSON values.
+          free: its sections that may differ from one start of a run to the next; `config.json` keeps the first.
 
         Raises:
           UserError: no name given, not a directory, not writable, of other content, of another configuration (with the
@@ -71,7 +74,7 @@ class Workdir:
                 f"--workdir={directory}: cannot be written ({error.strerror}); name a directory on a writable disk"
             ) from error
         try:
-            self.resuming = self._recognise(config)
+            self.resuming = self._recognise(config, free)
             if not self.resuming:
                 write_json_atomic(self.path / CONFIG, config)
             write_json_atomic(self.path / VERSIONS, collect_versions())
@@ -93,11 +96,13 @@ class Workdir:
     ) -> None:
         self.close()
 
-    def _recognise(self, config: Mapping[str, Any]) -> bool:
+    def _recognise(self, config: Mapping[str, Any], free: Sequence[str]) -> bool:
         found = self.path / CONFIG
         if not found.exists():
             foreign = sorted(
-                entry.name for entry in self.path.iterdir() if entry.name != LOCK and not _is_temporary(entry)
+                entry.name
+                for entry in self.path.iterdir()
+                if entry.name not in (LOCK, LOGS) and not _is_temporary(entry)
             )
             if foreign:
                 raise UserError(
@@ -105,7 +110,10 @@ class Workdir:
                     f" and no {CONFIG}: it is not the workdir of a run; name an empty or a new directory"
                 )
             return False
-        differing = compare_configs(read_json(found), config)
+        there, here = (
+            {key: value for key, value in side.items() if key not in free} for side in (read_json(found), config)
+        )
+        differing = compare_configs(there, here)
         if differing:
             raise UserError(
                 f"{self.path}: belongs to a run of another configuration: {'; '.join(differing[:_SHOWN])}"

@@ -44,7 +44,7 @@ def test_distributed_without_a_cluster_is_one_line(tmp_path):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: JAX cannot find the other processes of this run: ") and line.endswith(
-        "elsewhere start a single process, without --distributed"
+        "start a single process, without --distributed"
     )
 
 
