@@ -98,6 +98,8 @@ class Model:
     ) -> list[str]:
         """Continues prompts; returns the new texts as the model spells them, a leading space included.
 
+        Compiled once for each stop rule, number of new tokens and method, besides the shapes.
+
         Args:
             prompts: each a sequence of text and pictures, or of text and `Image` rows of `prefixes`.
             max_new_tokens: most tokens that are made, at least 1.

@@ -15,7 +15,7 @@ from frozen_jax.config import Config
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import LanguageModel, load_lm
 from frozen_jax.models.frozen import FrozenModel
-from frozen_jax.models.lm import build_lm, lm_config_from_hf
+from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.vision import build_vision
 from frozen_jax.optim import list_label_rules
@@ -48,11 +48,43 @@ class Towers(NamedTuple):
     fingerprint: str
 
 
-def choose_dtype(name: str) -> np.dtype:
-    """Resolves "auto": bfloat16 on accelerators, float32 on a CPU, which computes bfloat16 slowly."""
+def choose_dtype(name: str, *, platform: str = "") -> np.dtype:
+    """Resolves "auto": bfloat16 on accelerators, float32 on a CPU, which computes bfloat16 slowly.
+
+    Args:
+        name: `config.lm.dtype`.
+        platform: "cpu", "gpu", "tpu"; "" is that of the devices here.
+    """
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     return np.dtype(jnp.dtype(name))
+
+
+def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embedding_rms: float) -> FrozenModel:
+    """Builds the modules, without parameters.
+
+    Args:
+        config: the run.
+        lm_config: of the language model that the run loads or draws.
+        compute: dtype of computation.
+        embedding_rms: root mean square of the language model's word embeddings.
+
+    Raises:
+        UserError: an option that does not fit.
+    """
+    lm = build_lm(lm_config, dtype=compute, remat=config.lm.remat)
+    if not config.vision.name:
+        return FrozenModel(lm)
+    prefix = Prefix(
+        length=config.prefix.length,
+        width=lm_config.embed_width,
+        embedding_rms=embedding_rms,
+        layer_norm=config.prefix.layer_norm,
+        feature_norm=config.prefix.feature_norm,
+        dropout=config.prefix.dropout,
+        dtype=compute,
+    )
+    return FrozenModel(lm, build_vision(config.vision.name, dtype=compute, **config.vision.options), prefix)
 
 
 def resolve_path(path: str) -> str:
@@ -83,36 +115,29 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     lm = _load(config, corpus, dtype=np.dtype(np.float32) if lm_trains else compute)
     if lm.tokenizer is None:
         raise UserError(f"config.lm.path={config.lm.path!r} has no tokenizer; put tokenizer.json beside the weights")
-    module = build_lm(lm.config, dtype=compute, remat=config.lm.remat)
     root = jax.random.key(config.seed)
     lm_rng, vision_rng = jax.random.split(root)
     lm_params = lm.params
     if config.lm.mode == "scratch":
-        lm_params = jax.jit(FrozenModel(module).init_lm)(lm_rng)["lm"]
-    model = FrozenModel(module)
-    if config.vision.name:
-        table = jnp.asarray(lm_params["embed"]["embedding"], jnp.float32)
-        prefix = Prefix(
-            length=config.prefix.length,
-            width=lm.config.embed_width,
-            embedding_rms=float(jnp.sqrt(jnp.mean(jnp.square(table)))),
-            layer_norm=config.prefix.layer_norm,
-            feature_norm=config.prefix.feature_norm,
-            dropout=config.prefix.dropout,
-            dtype=compute,
-        )
-        vision = build_vision(config.vision.name, dtype=compute, **config.vision.options)
-        model = FrozenModel(module, vision, prefix)
-    draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image_size))
+        lm_params = jax.jit(FrozenModel(build_lm(lm.config, dtype=compute)).init_lm)(lm_rng)["lm"]
+    table = jnp.asarray(lm_params["embed"]["embedding"], jnp.float32)
+    rms = float(jnp.sqrt(jnp.mean(jnp.square(table))))
+    model = build_model(config, lm.config, compute=compute, embedding_rms=rms)
+    draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image.size))
     params = {"lm": lm_params, **draw(vision_rng)}
     rules = list_label_rules(params, lm_trains=lm_trains)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
     return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")
 
 
+def _keep_on_host(params: Params) -> Params:
+    """A language model larger than one device goes to all of them in parts, by `sharding.put_params`."""
+    return params
+
+
 def _load(config: Config, corpus: Iterable[str], *, dtype: np.dtype) -> LanguageModel:
     if config.lm.path:
-        return load_lm(resolve_path(config.lm.path), dtype=dtype)
+        return load_lm(resolve_path(config.lm.path), dtype=dtype, place=_keep_on_host)
     lm_config = lm_config_from_hf(config.lm.architecture)
     tokenizer = train_bpe(corpus, vocab_size=lm_config.vocab_size, special_tokens=[END_OF_TEXT])
     return LanguageModel(lm_config, {}, tokenizer, build_lm(lm_config))

@@ -19,8 +19,13 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from frozen_jax.data.augment import AugmentOptions
+from frozen_jax.data.cleaning import CleanOptions
+from frozen_jax.data.images import ImageOptions
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
+
+FREE_SECTIONS = ("evaluate", "mesh", "profile")
+"""Sections that may differ from one start of a run to the next: what is measured, where it runs, how it is watched."""
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
@@ -76,9 +81,21 @@ class DataSettings:
     """What is trained on and how it becomes rows of tokens.
 
     Attributes:
-        train, validation: sources, `<kind>:<argument>` (see `data/sources.py`).
-        image_size: height and width in pixels.
+        train: source, one line (see `data/sources.py`): "folder:/data/stamps", "0.7 * tar:… + 0.3 * jsonl:…".
+        validation: likewise; "" holds `train.validation_examples` records of `train` out, at most a tenth of them and
+            always the same ones.
+        image: how a picture becomes an array: in training, in evaluation and in the tools alike.
+        clean: what is done to captions before anything else.
+        on_bad: an item that cannot be used stops the run ("raise"), or another one, always the same, stands in for it
+            and the report lists it by reason ("replace").
+        processes: that decode pictures; 0 decodes in threads, which about four cores' worth of decoding saturates.
         max_tokens: S, positions in a row, image slots and marks included; longer captions are cut.
+        pack: pairs of a picture and its text in each row, with walls between them and own positions: less padding. A
+            step then has batch_size / pack rows of max_tokens positions.
+        pair_probability: share of the steps whose rows hold two pairs in one text and twice max_tokens positions, so
+            that models with absolute positions learn to read interleaved prompts.
+        buckets: lengths, rising, to which the padding that all rows of a step share is cut; the step compiles once for
+            each. On one host alone; () never cuts.
         captions_per_example: at most so many different captions of a picture are joined in one training row.
         question_fraction: share of rows that hold a question and answer of the picture in place of a caption.
         caption_format, question_format, answer_format: text of a row after the image slots; `{caption}`, `{question}`
@@ -89,8 +106,14 @@ class DataSettings:
 
     train: str = ""
     validation: str = ""
-    image_size: int = 224
+    image: ImageOptions = field(default_factory=lambda: ImageOptions(size=224))
+    clean: CleanOptions = field(default_factory=CleanOptions)
+    on_bad: Literal["raise", "replace"] = "raise"
+    processes: int = 0
     max_tokens: int = 34
+    pack: int = 1
+    pair_probability: float = 0.0
+    buckets: tuple[int, ...] = ()
     captions_per_example: int = 1
     question_fraction: float = 0.0
     caption_format: str = "{caption}"
@@ -156,9 +179,33 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """Devices along the axis that the batch is cut along; -1 takes all there are."""
+    """How the devices are arranged; see `sharding.py`. At most one axis is -1, which takes what the others leave.
+
+    Attributes:
+        data: the batch is cut along it, and nothing else.
+        fsdp: the batch and the storage of parameters and optimiser state are cut along it.
+        tensor: the language model's heads, MLP width and vocabulary are cut along it; it must divide the first two.
+        frozen: whether the frozen weights are cut along `fsdp` too (`sharded`), kept whole (`replicated`), or cut where
+            they would take more than 4 GB of each device (`auto`).
+    """
 
     data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    frozen: Literal["auto", "replicated", "sharded"] = "auto"
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """A window of training steps whose trace is written to `profile/` in the workdir, for TensorBoard and Perfetto.
+
+    Attributes:
+        start: the first step in it, counted from 1; 0 is none. Take one well after the first, which compiles.
+        steps: how many steps.
+    """
+
+    start: int = 0
+    steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -176,6 +223,12 @@ class Config:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+
+    @property
+    def pairs_per_row(self) -> int:
+        """Most pictures with their texts in a training row; a step has at least batch_size / pairs_per_row rows."""
+        return max(self.data.pack, 2 if self.data.pair_probability else 1)
 
 
 def default_config() -> ConfigDict:
@@ -193,8 +246,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def identify(config: Config) -> dict[str, Any]:
-    """Returns what makes a run this one and no other: everything but what is measured of it afterwards."""
-    return {name: section for name, section in to_dict(config).items() if name != "evaluate"}
+    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`."""
+    return {name: section for name, section in to_dict(config).items() if name not in FREE_SECTIONS}
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -263,8 +316,8 @@ def _check(config: Config) -> None:
 
     for name, value in (
         ("prefix.length", config.prefix.length),
-        ("data.image_size", config.data.image_size),
         ("data.captions_per_example", config.data.captions_per_example),
+        ("data.pack", config.data.pack),
         ("train.steps", config.train.steps),
         ("train.batch_size", config.train.batch_size),
         ("train.log_every", config.train.log_every),
@@ -273,6 +326,7 @@ def _check(config: Config) -> None:
         ("checkpoint.every", config.checkpoint.every),
         ("checkpoint.keep", config.checkpoint.keep),
         ("optim.accumulate", config.optim.accumulate),
+        ("profile.steps", config.profile.steps),
     ):
         require(value >= 1, name, value, "it must be at least 1")
     for name, share in (
@@ -282,12 +336,11 @@ def _check(config: Config) -> None:
         ("optim.beta2", config.optim.beta2),
     ):
         require(0 <= share < 1, name, share, "it must be at least 0 and less than 1")
-    require(
-        0 <= config.data.question_fraction <= 1,
-        "data.question_fraction",
-        config.data.question_fraction,
-        "it is a share and must lie in 0..1",
-    )
+    for name, share in (
+        ("data.question_fraction", config.data.question_fraction),
+        ("data.pair_probability", config.data.pair_probability),
+    ):
+        require(0 <= share <= 1, name, share, "it is a share and must lie in 0..1")
     for name, amount in (
         ("optim.learning_rate", config.optim.learning_rate),
         ("optim.weight_decay", config.optim.weight_decay),
@@ -295,17 +348,26 @@ def _check(config: Config) -> None:
         ("optim.warmup_steps", config.optim.warmup_steps),
         ("train.patience", config.train.patience),
         ("train.embedding_noise", config.train.embedding_noise),
+        ("data.processes", config.data.processes),
+        ("profile.start", config.profile.start),
         ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
     check_evaluate(config.evaluate, require)
     require(config.data.train != "", "data.train", "", "name what to train on, for example 'easy_vqa:train'")
     require(
-        config.train.batch_size % config.optim.accumulate == 0,
+        config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
         config.train.batch_size,
-        f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts",
+        f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts, times "
+        f"{config.pairs_per_row} pairs in a row (data.pack, data.pair_probability)",
     )
+    buckets = config.data.buckets
+    rule = f"lengths must rise, and the last be data.max_tokens={config.data.max_tokens}, which every text fits"
+    rising = list(buckets) == sorted(set(buckets)) and buckets[-1:] in ((), (config.data.max_tokens,))
+    require(rising, "data.buckets", buckets, rule)
+    rule = f"data.pack={config.data.pack} puts walls between pairs and this takes them away; use one of the two"
+    require(config.data.pack == 1 or not config.data.pair_probability, "data.pair_probability", "above 0", rule)
     for name, text, blank in (
         ("caption_format", config.data.caption_format, "{caption}"),
         ("question_format", config.data.question_format, "{question}"),
@@ -324,9 +386,9 @@ def _check(config: Config) -> None:
         rule = "a model that is not loaded from lm.path has random weights; set lm.mode='scratch' or give lm.path"
         require(config.lm.mode == "scratch", "lm.mode", config.lm.mode, rule)
     if config.vision.name:
-        slots = config.prefix.length + int(config.data.bos)
+        slots = (config.prefix.length + int(config.data.bos)) * config.data.pack
         require(
-            config.data.max_tokens > slots + 1,
+            config.data.max_tokens > slots + config.data.pack,
             "data.max_tokens",
             config.data.max_tokens,
             f"the image slots and marks take {slots} positions; leave room for words",
@@ -339,9 +401,14 @@ def _check(config: Config) -> None:
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
-    require(
-        config.mesh.data == -1 or config.mesh.data >= 1,
-        "mesh.data",
-        config.mesh.data,
-        "it must be a number of devices, or -1 for all of them",
-    )
+    sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
+    for axis, size in sizes.items():
+        require(
+            size == -1 or size >= 1,
+            f"mesh.{axis}",
+            size,
+            "it must be a number of devices, or -1 for those that the other axes leave",
+        )
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    rule = f"mesh.{rest[0] if rest else ''} is -1 too, and only one axis can be the rest; give a number for the others"
+    require(len(rest) <= 1, f"mesh.{rest[-1] if rest else ''}", -1, rule)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -186,6 +186,29 @@ def load_lm(
     return LanguageModel(config, place(params), tokenizer, build_lm(config, dtype=dtype))
 
 
+def read_lm_config(directory_or_hub_id: str | Path) -> LMConfig:
+    """Returns a language model's hyperparameters; its weights are not read and, from a hub, not fetched.
+
+    Args:
+        directory_or_hub_id: as for `load_lm`.
+
+    Raises:
+        UserError: nothing there, unreachable hub, or an unsupported config.
+    """
+    path = Path(directory_or_hub_id).expanduser()
+    if not path.exists():
+        path = _download(str(directory_or_hub_id), files=("config.json",))
+    try:
+        gguf = _find_gguf(path)
+        if gguf is None:
+            return lm_config_from_hf(read_json(path / "config.json"))
+        from frozen_jax.convert.gguf_reader import read_gguf
+
+        return lm_config_from_hf(read_gguf(gguf)[0])
+    except UserError as error:
+        raise UserError(f"language model {path}: {error}") from error
+
+
 def save_lm(directory: str | Path, config: LMConfig, params: Params, tokenizer: Tokenizer | None) -> None:
     """Writes a directory that `load_lm` and transformers read: config.json, model.safetensors and the tokenizer.
 
@@ -249,8 +272,8 @@ def _read_tokenizer(directory: Path) -> Tokenizer | None:
     return None
 
 
-def _download(hub_id: str) -> Path:
-    """Returns the local copy of a model on a Hugging Face hub.
+def _download(hub_id: str, *, files: Sequence[str] = HUB_FILES) -> Path:
+    """Returns the local copy of a model on a Hugging Face hub, or of some files of it.
 
     Raises:
         UserError: it is neither there nor in the local cache.
@@ -258,9 +281,9 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    advice = f"download {', '.join(HUB_FILES)} of the model by hand into a directory and give that directory instead"
+    advice = f"download {', '.join(files)} of the model by hand into a directory and give that directory instead"
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(hub_id, allow_patterns=list(files)))
     except HFValidationError as error:
         raise UserError(
             f"{hub_id!r} is neither a directory or .gguf file that exists nor a hub id; {advice}"

@@ -5,7 +5,6 @@ The run itself is `run.py`.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -23,6 +22,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything that the run writes; it is made if missing.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or evaluate what was trained in --workdir.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the processes of this same command on the other machines, which JAX finds by itself on Cloud TPU and GKE.",
+)
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was found, for reports of defects.")
 
 
@@ -51,10 +55,9 @@ def _main(arguments: list[str]) -> None:
                 "--workdir=runs/quickstart"
             )
     logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
-    import jax
+    from frozen_jax.processes import join_processes
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
+    join_processes(wanted=_DISTRIBUTED.value)
     from frozen_jax.config import from_config_dict
     from frozen_jax.run import run
 

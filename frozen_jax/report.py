@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frozen_jax.config import Config
+from frozen_jax.processes import is_first
 from frozen_jax.telemetry import format_table
 from frozen_jax.train import Trained
 from frozen_jax.workdir import write_json_atomic, write_text_atomic
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 12
 QUESTIONS_PER_SAMPLE = 3
+SHOWN = 5
+"""Entries of a list in the table; the JSON file has all."""
 
 
 class Report:
@@ -51,6 +54,8 @@ class Report:
         self.figures["wall_s"] = round(wall_s, 1)
         self.figures["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         table = format_table(("figure", "value"), [(name, _show(value)) for name, value in _flatten(self.figures)])
+        if not is_first():
+            return self.figures
         name = self._config.evaluate.report
         write_json_atomic(directory / f"{name}.json", self.figures)
         text = f"# Report\n\nAccuracies and matches are percentages.\n\n{table}\n"
@@ -105,4 +110,7 @@ def _flatten(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, list):
+        more = f" and {len(value) - SHOWN} more" if value[SHOWN:] else ""
+        return ", ".join(map(str, value[:SHOWN])) + more
     return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

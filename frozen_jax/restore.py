@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers
 from frozen_jax.checkpoint import Checkpoints
 from frozen_jax.config import Config, MeshSettings, from_config_dict, identify
-from frozen_jax.data.catalogue import open_source
-from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.records import Source
+from frozen_jax.data.sources import open_splits
 from frozen_jax.errors import UserError
 from frozen_jax.sharding import make_mesh
-from frozen_jax.state import Params, merge
-from frozen_jax.train import init_state, restore_best
+from frozen_jax.state import Params
+from frozen_jax.train import init_state, place_here, place_towers, restore_best
 from frozen_jax.workdir import CONFIG, digest_config, read_json
 
 TOKENIZER_RECORDS = 5_000
@@ -35,12 +34,15 @@ def load(path: str | os.PathLike[str]) -> Model:
     """
     directory = Path(path)
     config = read_run(directory)
-    corpus = () if config.lm.path else list_texts(open_source(config.data.train), config)
+    corpus: Iterable[str] = ()
+    if not config.lm.path:
+        training, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
+        corpus = list_texts(training, config)
     towers = build_towers(config, corpus=corpus)
-    mesh = make_mesh(MeshSettings(data=1), batch_size=1)
+    placement = place_towers(config, towers, make_mesh(MeshSettings(data=1), batch_size=1))
     with contextlib.closing(open_checkpoints(config, towers, directory)) as checkpoints:
-        trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
-    return make_model(config, towers, merge(trained.trainable, towers.frozen))
+        trained = restore_best(checkpoints, init_state(config, towers, placement))
+    return make_model(config, towers, place_here(config, towers, trained.trainable, placement))
 
 
 def read_run(directory: Path) -> Config:
@@ -64,7 +66,7 @@ def make_model(config: Config, towers: Towers, params: Params) -> Model:
         network=towers.model,
         params=params,
         tokenizer=towers.tokenizer,
-        images=ImageOptions(size=config.data.image_size),
+        images=config.data.image,
         bos=config.data.bos,
         blind=config.blind,
         batch_size=config.evaluate.batch_size,

@@ -12,27 +12,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers
-from frozen_jax.config import Config, to_dict
-from frozen_jax.data.catalogue import open_source
-from frozen_jax.data.images import ImageOptions
+from frozen_jax.config import FREE_SECTIONS, Config, to_dict
+from frozen_jax.data.dirty import BadItems, report_bad_items
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
-from frozen_jax.data.records import Source, Subset
+from frozen_jax.data.records import Source
+from frozen_jax.data.sources import open_splits
 from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate import evaluate
 from frozen_jax.language_model import fingerprint_params
+from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report
 from frozen_jax.restore import list_texts, make_model, open_checkpoints
-from frozen_jax.sharding import make_mesh
+from frozen_jax.sharding import make_mesh, share_of_rows
 from frozen_jax.state import Params, merge
 from frozen_jax.tasks.controls import Models
 from frozen_jax.telemetry import format_banner
-from frozen_jax.train import Trained, init_state, restore_best, train
+from frozen_jax.train import Trained, init_state, place_here, place_towers, restore_best, train
 from frozen_jax.workdir import Workdir
+
+BAD_ITEMS = "bad_items"
+"""Folder of the workdir with the lists of items that could not be used."""
 
 
 class Fitted(NamedTuple):
@@ -58,14 +63,18 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
     start = time.monotonic()
     if mode == "eval" and not (directory / "checkpoints").is_dir():
         raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
-    with Workdir(directory, to_dict(config), free=("evaluate",)) as workdir:
+    with Workdir(directory, to_dict(config), free=FREE_SECTIONS) as workdir:
+        wait_for_all("workdir")  # the first process has made it
         seeing = fit(config, workdir.path, mode=mode)
         report = Report(config, seeing.trained, jax.devices()[0].device_kind)
+        for name in ("train", "validation"):
+            report.add("bad_items", **{name: report_bad_items((workdir.path / BAD_ITEMS).glob(f"{name}.*.jsonl"))})
         report.add("frozen", lm_sha256_before=seeing.lm_sha256_before, lm_sha256_after=seeing.lm_sha256_after)
         blind = None
         if config.evaluate.task != "none" and config.evaluate.blind_control and not config.blind:
             black = dataclasses.replace(config, blind=True)
-            with Workdir(workdir.path / "blind", to_dict(black), free=("evaluate",)) as control:
+            with Workdir(workdir.path / "blind", to_dict(black), free=FREE_SECTIONS) as control:
+                wait_for_all("blind workdir")
                 blind = fit(black, control.path, mode=mode).model
         evaluate(config, Models(seeing.model, blind), report, workdir.path)
         return report.write(workdir.path, wall_s=time.monotonic() - start)
@@ -77,35 +86,47 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
     Raises:
         UserError: as `train`; or `mode` is "eval" and there is no checkpoint.
     """
-    training_source, validation_source = open_source(config.data.train), open_source(config.data.validation)
+    training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
     towers = build_towers(config, corpus=list_texts(training_source, config))
     before = _hash_lm(towers.trainable, towers.frozen)
-    mesh = make_mesh(config.mesh, batch_size=config.train.batch_size // config.optim.accumulate)
+    rows = config.train.batch_size // config.pairs_per_row // config.optim.accumulate
+    mesh = make_mesh(config.mesh, batch_size=rows)
+    placement = place_towers(config, towers, mesh)
     checkpoints = open_checkpoints(config, towers, directory)
     title = "blind control" if config.blind else "training"
-    print(format_banner(title, mesh=mesh, trainable=towers.trainable, frozen=towers.frozen), flush=True)
+    if is_first():
+        print(format_banner(title, placement=placement), flush=True)
     with contextlib.closing(checkpoints):  # an interrupted run still completes the save that it began
         if mode == "eval":
-            trained = restore_best(checkpoints, init_state(config, towers, mesh=mesh))
+            trained = restore_best(checkpoints, init_state(config, towers, placement))
         else:
-            count = min(config.train.validation_examples, len(validation_source))
             trained = train(
                 config,
                 towers,
-                make_pipeline(training_source, config, towers),
-                make_pipeline(Subset(validation_source, range(count)), config, towers),
-                mesh=mesh,
+                make_pipeline(training_source, config, towers, mesh, bad=open_bad_items(directory, "train")),
+                make_pipeline(validation_source, config, towers, mesh, bad=open_bad_items(directory, "validation")),
+                placement=placement,
                 directory=directory,
                 checkpoints=checkpoints,
             )
-            _say_how_it_ended(trained, config, directory)
-    params = merge(trained.trainable, towers.frozen)
-    return Fitted(make_model(config, towers, params), trained, before, _hash_lm(trained.trainable, towers.frozen))
+            if is_first():
+                _say_how_it_ended(trained, config, directory)
+    trainable = fetch_whole(trained.trainable)
+    params = place_here(config, towers, trainable, placement)
+    return Fitted(make_model(config, towers, params), trained, before, _hash_lm(trainable, towers.frozen))
 
 
-def make_pipeline(source: Source, config: Config, towers: Towers) -> Pipeline:
-    """Builds the batches of a source for these towers."""
+def open_bad_items(directory: Path, name: str) -> BadItems:
+    """Opens this process's account of the items of a source that could not be used."""
+    return BadItems(directory / BAD_ITEMS / f"{name}.{jax.process_index()}.jsonl")
+
+
+def make_pipeline(
+    source: Source, config: Config, towers: Towers, mesh: Mesh, *, bad: BadItems | None = None
+) -> Pipeline:
+    """Builds this process's share of the batches of a source for these towers."""
     data = config.data
+    share, shares = share_of_rows(mesh)
     return Pipeline(
         source,
         text=word_rows(data),
@@ -119,12 +140,18 @@ def make_pipeline(source: Source, config: Config, towers: Towers) -> Pipeline:
         options=PipelineOptions(
             batch_size=config.train.batch_size,
             seed=config.seed,
-            images=ImageOptions(size=data.image_size) if config.vision.name else None,
+            images=data.image if config.vision.name else None,
             blind=config.blind,
             augment=data.augment,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            on_bad=data.on_bad,
+            pack=data.pack,
+            pair_probability=data.pair_probability,
+            buckets=data.buckets,
+            processes=data.processes,
+            process_index=share,
+            process_count=shares,
         ),
+        bad=bad,
     )
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from frozen_jax.batch import validate
 from frozen_jax.build import Towers
@@ -25,10 +24,24 @@ from frozen_jax.data.pipeline import Pipeline
 from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.optim import make_optimiser
-from frozen_jax.sharding import by_example, put_batch, put_replicated, replicated
-from frozen_jax.state import LabelRules, Params, TrainState
+from frozen_jax.sharding import (
+    AnyMesh,
+    Placement,
+    by_example,
+    check_tensor,
+    mesh_here,
+    on_mesh,
+    place,
+    put_batch,
+    put_params,
+    replicated,
+    shardings_of,
+)
+from frozen_jax.sharding_rules import list_sharding_rules
+from frozen_jax.state import LabelRules, Params, TrainState, merge
 from frozen_jax.steps import LossOptions, LossParts, make_eval_step, make_train_step
 from frozen_jax.telemetry import Telemetry, check_finite
+from frozen_jax.throughput import ProfileWindow
 
 
 class Progress(NamedTuple):
@@ -72,25 +85,34 @@ class Trained(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def compile_train_step(
-    model: FrozenModel, optim: OptimSettings, rules: LabelRules, options: LossOptions, steps: int, mesh: Mesh
+    model: FrozenModel, optim: OptimSettings, rules: LabelRules, options: LossOptions, steps: int, placement: Placement
 ) -> Any:
-    """Jits the training step: state donated, every output's sharding stated. Runs of one process share it."""
+    """Jits the training step: state donated, every input's and output's sharding stated. Runs of one process share it.
+
+    It takes (state, frozen, batch, rng) and returns (state, metrics), the metrics whole on every device.
+    """
     optimiser = make_optimiser(optim, rules, steps=steps)
     step = make_train_step(model, optimiser, accumulate=optim.accumulate, options=options)
-    everywhere, rows = replicated(mesh), by_example(mesh)
+    state, frozen = shardings_of(placement.state(optimiser)), shardings_of(placement.frozen)
+    everywhere, rows = replicated(placement.mesh), by_example(placement.mesh)
     return jax.jit(
-        step,
+        on_mesh(step, placement.mesh),
         donate_argnums=0,
-        in_shardings=(everywhere, everywhere, rows, everywhere),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(state, frozen, rows, everywhere),
+        out_shardings=(state, everywhere),
     )
 
 
 @functools.lru_cache(maxsize=8)
-def compile_eval_step(model: FrozenModel, mesh: Mesh) -> Any:
+def compile_eval_step(model: FrozenModel, placement: Placement) -> Any:
     """Jits the evaluation step; the sums over all hosts come back on every device."""
-    everywhere, rows = replicated(mesh), by_example(mesh)
-    return jax.jit(make_eval_step(model), in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere)
+    trainable, frozen = shardings_of(placement.trainable), shardings_of(placement.frozen)
+    everywhere, rows = replicated(placement.mesh), by_example(placement.mesh)
+    return jax.jit(
+        on_mesh(make_eval_step(model), placement.mesh),
+        in_shardings=(trainable, frozen, rows),
+        out_shardings=everywhere,
+    )
 
 
 def train(
@@ -99,9 +121,11 @@ def train(
     training: Pipeline,
     validation: Pipeline,
     *,
-    mesh: Mesh,
+    placement: Placement,
     directory: Path,
     checkpoints: Checkpoints,
+    flops_per_example: float | None = None,
+    peak_flops_per_s: float | None = None,
 ) -> Trained:
     """Trains until `train.steps`, or `train.patience` evaluations that bring nothing; returns the best parameters.
 
@@ -112,9 +136,11 @@ def train(
         towers: fresh parameters and modules; the trainable ones are donated.
         training: endless batches.
         validation: one pass, for early stopping.
-        mesh: from `sharding.make_mesh`.
+        placement: where the parameters lie, from `place_towers`.
         directory: gets metrics and events.
         checkpoints: of this directory.
+        flops_per_example: that a step must do for one example, for MFU; None leaves it out.
+        peak_flops_per_s: of all devices; None leaves MFU out.
 
     Raises:
         UserError: a loss or gradient that is not finite (with step and sample ids), a batch that does not fit, a
@@ -126,9 +152,9 @@ def train(
         embedding_noise=settings.embedding_noise,
         lm_dropout=config.lm.mode != "frozen",
     )
-    step_fn = compile_train_step(towers.model, config.optim, towers.rules, options, settings.steps, mesh)
-    frozen = put_replicated(towers.frozen, mesh)
-    state, progress = restore_latest(checkpoints, init_state(config, towers, mesh=mesh))
+    step_fn = compile_train_step(towers.model, config.optim, towers.rules, options, settings.steps, placement)
+    frozen = put_params(towers.frozen, placement.frozen)
+    state, progress = restore_latest(checkpoints, init_state(config, towers, placement))
     root = jax.random.key(config.seed)
     vocab_size = towers.model.lm.config.vocab_size
 
@@ -137,15 +163,20 @@ def train(
         total_steps=settings.steps,
         examples_per_step=settings.batch_size,
         resume_step=progress.step or None,
+        flops_per_example=flops_per_example,
+        peak_flops_per_s=peak_flops_per_s,
     )
     pending: list[Pending] = []
-    with contextlib.closing(telemetry):
-        for position, batch in training.iterate(Position(progress.epoch, progress.used)):
+    window = ProfileWindow(directory / "profile", start=config.profile.start, steps=config.profile.steps)
+    with contextlib.closing(telemetry), contextlib.closing(window):
+        for position, batch in telemetry.time_input(training.iterate(Position(progress.epoch, progress.used))):
             if progress.finished:
                 break
             validate(batch, prefix_length=towers.model.prefix_length, vocab_size=vocab_size)
             step = progress.step + 1
-            state, metrics = step_fn(state, frozen, put_batch(batch, mesh), jax.random.fold_in(root, step))
+            window.before(step)
+            state, metrics = step_fn(state, frozen, put_batch(batch, placement.mesh), jax.random.fold_in(root, step))
+            window.after(step, metrics)
             pending.append(Pending(step, metrics, np.asarray(batch.sample_ids)))
             done = step == settings.steps
             evaluating = done or step % settings.evaluate_every == 0
@@ -156,7 +187,7 @@ def train(
             if not saving:
                 continue
             if evaluating:
-                scores = evaluate(validation, towers.model, state.trainable, frozen, mesh=mesh)
+                scores = evaluate(validation, towers.model, state.trainable, frozen, placement=placement)
                 telemetry.log(step, scores, kind="validation")
                 progress = judge(progress, scores["loss"], patience=settings.patience)
             progress = progress._replace(finished=progress.finished or done)
@@ -168,11 +199,36 @@ def train(
     return restore_best(checkpoints, state)
 
 
-def init_state(config: Config, towers: Towers, *, mesh: Mesh) -> TrainState:
+def place_towers(config: Config, towers: Towers, mesh: AnyMesh) -> Placement:
+    """Decides where the parameters of a run lie.
+
+    Raises:
+        UserError: the axis `tensor` does not fit the language model.
+    """
+    check_tensor(towers.model.lm.config, mesh)
+    rules = list_sharding_rules(towers.model, merge(towers.trainable, towers.frozen))
+    return place(towers.trainable, towers.frozen, rules, mesh, frozen_choice=config.mesh.frozen)
+
+
+def place_here(config: Config, towers: Towers, trainable: Params, placement: Placement) -> Params:
+    """Puts all parameters on the devices of this process, for answering questions; cut only as far as they must be.
+
+    Args:
+        config: the run.
+        towers: give the frozen parameters.
+        trainable: trained parameters, whole.
+        placement: in training.
+    """
+    here = place_towers(config, towers, mesh_here(placement))
+    return merge(put_params(trainable, here.trainable), put_params(towers.frozen, here.frozen))
+
+
+def init_state(config: Config, towers: Towers, placement: Placement) -> TrainState:
     """Returns the state before the first step, on the devices."""
     optimiser = make_optimiser(config.optim, towers.rules, steps=config.train.steps)
-    trainable = put_replicated(towers.trainable, mesh)
-    return TrainState(trainable, jax.jit(optimiser.init, out_shardings=replicated(mesh))(trainable))
+    trainable = put_params(towers.trainable, placement.trainable)
+    shardings = shardings_of(placement.state(optimiser).opt_state)
+    return TrainState(trainable, jax.jit(optimiser.init, out_shardings=shardings)(trainable))
 
 
 def restore_best(checkpoints: Checkpoints, state: TrainState) -> Trained:
@@ -211,13 +267,13 @@ def judge(progress: Progress, loss: float, *, patience: int) -> Progress:
 
 
 def evaluate(
-    pipeline: Pipeline, model: FrozenModel, trainable: Params, frozen: Params, *, mesh: Mesh
+    pipeline: Pipeline, model: FrozenModel, trainable: Params, frozen: Params, *, placement: Placement
 ) -> dict[str, float]:
     """Returns loss (nats per word), perplexity and next-word accuracy over one pass of `pipeline`."""
-    step: Callable[..., LossParts] = compile_eval_step(model, mesh)
+    step: Callable[..., LossParts] = compile_eval_step(model, placement)
     sums = np.zeros(3)
     for batch in pipeline.evaluation_batches():
-        parts = jax.device_get(step(trainable, frozen, put_batch(batch, mesh)))
+        parts = jax.device_get(step(trainable, frozen, put_batch(batch, placement.mesh)))
         sums += np.array(parts, np.float64)
     loss_sum, words, correct_sum = sums.tolist()
     loss = loss_sum / words

@@ -29,6 +29,8 @@ from absl import logging
 from frozen_jax.errors import UserError
 
 CONFIG, VERSIONS, LOCK = "config.json", "versions.json", "lock"
+LOGS = "logs"
+"""A directory that a launcher may have filled before the run looks: the output of the processes but the first."""
 _ABSENT = "(absent)"
 _SHOWN = 5  # differing keys, foreign files: enough to recognise the mistake, short enough for one line
 
@@ -98,7 +100,9 @@ class Workdir:
         found = self.path / CONFIG
         if not found.exists():
             foreign = sorted(
-                entry.name for entry in self.path.iterdir() if entry.name != LOCK and not _is_temporary(entry)
+                entry.name
+                for entry in self.path.iterdir()
+                if entry.name not in (LOCK, LOGS) and not _is_temporary(entry)
             )
             if foreign:
                 raise UserError(

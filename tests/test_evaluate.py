@@ -27,7 +27,7 @@ def trained(tiny_lm, tmp_path_factory):
     config.vision.name = "nf_resnet_small"
     config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
     config.data.train = config.data.validation = "fake:12"
-    config.data.image_size, config.data.max_tokens = 16, 40
+    config.data.image.size, config.data.max_tokens = 16, 40
     config.train.steps, config.train.batch_size = 1, 8
     config.evaluate.max_new_tokens, config.evaluate.batch_size = 3, 16
     config.evaluate.task, config.evaluate.blind_control = "caption", True

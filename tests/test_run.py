@@ -42,7 +42,7 @@ def make_config(tiny_lm, **train):
     config.vision.name = "nf_resnet_small"
     config.vision.options = {"widths": (8, 8), "depths": (1, 1), "stem_width": 8}
     config.data.train, config.data.validation = "fake:48", "fake:10"
-    config.data.image_size, config.data.max_tokens = 16, 40
+    config.data.image.size, config.data.max_tokens = 16, 40
     config.optim.learning_rate = 1e-2
     config.train.steps, config.train.batch_size = 6, 8
     config.train.log_every, config.train.evaluate_every = 2, 3

@@ -56,7 +56,9 @@ def cut_patches(x: Float[Array, "B height width C"], size: int) -> Float[Array, 
 
 def halve(x: Float[Array, "B height width C"]) -> Float[Array, "B height_out width_out C"]:
     """Averages over 2x2 places with stride 2; at an odd edge over those that exist."""
-    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+    for axis in (1, 2):
+        if x.shape[axis] % 2:  # not by jnp.pad: its gradient also touches the examples' axis, which devices share
+            x = jnp.concatenate([x, lax.slice_in_dim(x, -1, None, axis=axis)], axis=axis)
     batch, height, width, channels = x.shape
     return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
 

@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from frozen_jax.batch import PAD, SLOT
-from frozen_jax.models.masks import causal_mask, positions_from_mask
+from frozen_jax.models.masks import positions_from_segments, segment_mask
 from frozen_jax.models.pixels import VisionOutput
 from frozen_jax.models.prefix import Prefix
+from frozen_jax.sharding import constrain, gather
 from frozen_jax.state import Params
 
 
@@ -85,13 +86,13 @@ class FrozenModel:
         rows, count = images.shape[:2]
         keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
         deterministic = rng is None
-        flat = images.reshape(rows * count, *images.shape[2:])
-        seen = self.vision.apply({"params": params["vision"]}, flat, deterministic=deterministic, rngs=keys)
-        pooled = cast(VisionOutput, seen).pooled
-        made = self.prefix.apply({"params": params["prefix"]}, pooled, deterministic=deterministic, rngs=keys)
+        flat = constrain(jnp.asarray(images).reshape(rows * count, *images.shape[2:]), "pictures")
+        vision, prefix = gather(params["vision"]), gather(params["prefix"])
+        seen = self.vision.apply({"params": vision}, flat, deterministic=deterministic, rngs=keys)
+        pooled = constrain(cast(VisionOutput, seen).pooled, "pictures")
+        made = self.prefix.apply({"params": prefix}, pooled, deterministic=deterministic, rngs=keys)
         vectors = cast(Array, made)
-        prefixes: Array = vectors.reshape(rows, count, *vectors.shape[1:])
-        return prefixes
+        return constrain(vectors.reshape(rows, count, *vectors.shape[1:]), "embeddings")
 
     def embed(
         self, params: Params, tokens: Int[Array | np.ndarray, "B S"], prefixes: Float[Array, "B I P D"] | None
@@ -99,24 +100,32 @@ class FrozenModel:
         """Embeds words and puts the images' vectors into their slots; padding gets the embedding of word 0."""
         tokens = jnp.asarray(tokens)
         words = jnp.maximum(tokens, 0)  # slots and padding are negative; what stands there is replaced or masked out
-        embeddings = cast(Array, self.lm.apply({"params": params["lm"]}, words, method="embed"))
-        return embeddings if prefixes is None else insert_slots(embeddings, tokens, prefixes)
+        embeddings = cast(Array, self.lm.apply({"params": _gather_tables(params["lm"])}, words, method="embed"))
+        mixed = embeddings if prefixes is None else insert_slots(embeddings, tokens, prefixes)
+        return constrain(mixed, "embeddings")
 
     def run_lm(
         self,
         params: Params,
         embeddings: Float[Array, "B S D"],
-        input_mask: Bool[Array, "B S"],
+        segments: Int[Array, "B S"],
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D2"]:
-        """Runs the language model's layers over a whole sequence, without a cache."""
+        """Runs the language model's layers over whole rows, without a cache.
+
+        Args:
+            embeddings: of words and images.
+            segments: number of the text that each position belongs to, from 1, and 0 on padding, which may stand on
+                either side; a text sees itself alone and counts its own positions from 0.
+            rng: turns the model's own dropout on.
+        """
         hidden: Array
         hidden, _ = self.lm.apply(
-            {"params": params["lm"]},
+            {"params": _gather_tables(params["lm"])},
             embeddings,
-            positions=positions_from_mask(input_mask),
-            mask=causal_mask(input_mask),
+            positions=positions_from_segments(segments),
+            mask=segment_mask(segments),
             deterministic=rng is None,
             rngs={} if rng is None else {"dropout": jax.random.fold_in(rng, 2)},
             method="stack",
@@ -125,7 +134,15 @@ class FrozenModel:
 
     def logits(self, params: Params, hidden: Float[Array, "B S D2"]) -> Float[Array, "B S V"]:
         """Scores every word at each position."""
-        return cast(Array, self.lm.apply({"params": params["lm"]}, hidden, method="logits"))
+        logits = cast(Array, self.lm.apply({"params": _gather_tables(params["lm"])}, hidden, method="logits"))
+        return constrain(logits, "logits")
+
+
+def _gather_tables(lm: Params) -> Params:
+    """Gathers what is looked up or scored against; the layers' weights are gathered as the loop meets them."""
+    words: Params = {name: lm[name] for name in ("embed", "head") if name in lm}
+    positions = {"positions": gather(lm["positions"])} if "positions" in lm else {}
+    return {**lm, **gather(words, tables=True), **positions}
 
 
 def input_mask(tokens: Int[Array | np.ndarray, "B S"]) -> Bool[Array, "B S"]:

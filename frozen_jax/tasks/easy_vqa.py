@@ -17,11 +17,11 @@ from jaxtyping import Float
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.easy_vqa import EasyQuestion, EasyVQA
-from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.loading import ImageLoader
 from frozen_jax.data.scenes import SHAPES, list_captions
 from frozen_jax.language_model import save_lm
 from frozen_jax.metrics.vqa import vqa_accuracy
+from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, Prompt
 from frozen_jax.report import draw_samples
 from frozen_jax.tasks.controls import Models, list_views
@@ -42,7 +42,8 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
             caption[f"{name}_exact_match"] = figures["exact_match"]
         else:
             caption = figures
-            draw_samples(directory / "samples.png", tests, captions, answers)
+            if is_first():
+                draw_samples(directory / "samples.png", tests, captions, answers)
     vqa |= score_baselines(tests)
     vqa["text_oracle"] = score_text_oracle(models.seeing, tests)["accuracy"]
     return {"vqa": vqa, "caption": caption, "decoding": describe_decoding(config)}
@@ -52,7 +53,8 @@ def evaluate_scene_text(config: Config, models: Models, directory: Path) -> dict
     """Scores the text stage by descriptions in words, and saves its language model where `lm.path` can name it."""
     oracle = score_text_oracle(models.seeing, QuestionSet(config))["accuracy"]
     lm = models.seeing.network.lm
-    save_lm(directory / "lm", lm.config, models.seeing.params["lm"], models.seeing.tokenizer)
+    if is_first():
+        save_lm(directory / "lm", lm.config, models.seeing.params["lm"], models.seeing.tokenizer)
     return {"vqa": {"text_oracle": oracle}, "decoding": describe_decoding(config)}
 
 
@@ -70,11 +72,11 @@ class QuestionSet:
     """The questions and pictures that are asked about: the same for every model and control."""
 
     def __init__(self, config: Config):
-        """Reads the test split, or its first `evaluate.questions` questions."""
+        """Reads the test split, or its first `evaluate.examples` questions."""
         source = EasyVQA("test")
         self.questions = source.questions[: config.evaluate.examples or None]
         self.scenes = [source.scene(index) for index in range(len(source))]
-        self.images, _ = ImageLoader(source, ImageOptions(size=config.data.image_size)).load(range(len(source)))
+        self.images, _ = ImageLoader(source, config.data.image).load(range(len(source)))
         self.config = config
 
     def ask(

@@ -1,0 +1,80 @@
+"""Several processes as one run: joining them, and what only the first of them does. Next: `main.py`.
+
+Every process runs the same program on its own devices; a computation over the mesh is one over all of them. Files and
+messages to the user come from the first process alone.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+
+from frozen_jax.errors import UserError
+
+COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+MULTISLICE = "MEGASCALE_COORDINATOR_ADDRESS"  # set where TPU slices are joined
+
+Tree = TypeVar("Tree")
+
+
+def join_processes(*, wanted: bool) -> None:
+    """Connects this process to the others of its run, if it has any; call it before anything asks for devices.
+
+    On Cloud TPU, GKE and Slurm JAX finds the others by itself. Elsewhere three variables of the environment say where
+    the first process listens, how many there are, and which one this is: JAX_COORDINATOR_ADDRESS (host:port),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
+
+    Args:
+        wanted: `--distributed`; without it, and without an address in the environment, this process is alone.
+
+    Raises:
+        UserError: nothing says where the others are, or a slice of several machines was started without `wanted`.
+    """
+    if wanted or COORDINATOR in os.environ or MULTISLICE in os.environ:
+        count, index = _read_number(COUNT), _read_number(INDEX)
+        try:
+            jax.distributed.initialize(num_processes=count, process_id=index)
+        except ValueError as error:  # what the surroundings do not tell
+            raise UserError(
+                f"JAX cannot find the other processes of this run: {error} It finds them by itself on Cloud TPU, GKE "
+                f"and Slurm; elsewhere set {COORDINATOR}, {COUNT} and {INDEX}, as launch/local_multihost.sh does, or "
+                "start a single process, without --distributed"
+            ) from error
+    elif jax.process_count() > 1:
+        # A TPU slice connects its machines by itself; checkpoints and preemption need JAX's own service besides.
+        raise UserError(
+            f"this is one of {jax.process_count()} machines of a slice, and they save checkpoints together: "
+            "start the same command on all of them with --distributed"
+        )
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks to the user."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here; `name` says where, if one does not."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def fetch_whole(tree: Tree) -> Tree:
+    """Returns arrays that spread over several processes as whole arrays on this host; every process must call it."""
+    if jax.process_count() == 1:
+        return tree
+    fetched: Any = multihost_utils.process_allgather(tree, tiled=True)
+    whole: Tree = fetched
+    return whole
+
+
+def _read_number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise UserError(f"the environment variable {name} is {text!r}; it must be a whole number, 0 or more")
+    return int(text)
