@@ -139,4 +139,4 @@ def test_the_launcher_refuses_wrong_arguments(arguments, message):
 def test_a_number_of_processes_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
-        join_processes()
+        join_processes(wanted=True)
