@@ -7,7 +7,7 @@ are not there. Next in the data flow: `train.compile_train_step`, whose argument
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,14 +89,12 @@ def abstract_batch(config: Config, mesh: AnyMesh) -> Batch:
     rows, size = config.train.batch_size, config.data.image_size
     pictures = (rows, 1, size, size, 3) if config.vision.name else (rows, 0, 1, 1, 3)
     text = (rows, config.data.max_tokens)
-    described = Batch(
-        images=jax.ShapeDtypeStruct(pictures, jnp.uint8),
-        tokens=jax.ShapeDtypeStruct(text, jnp.int32),
-        loss_mask=jax.ShapeDtypeStruct(text, jnp.float32),
-        sample_ids=jax.ShapeDtypeStruct((rows,), jnp.int32),
-    )
     sharding = by_example(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), described)
+    described: list[Any] = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for shape, dtype in ((pictures, jnp.uint8), (text, jnp.int32), (text, jnp.float32), ((rows,), jnp.int32))
+    ]
+    return Batch(*described)
 
 
 def _lm_config(config: Config) -> LMConfig:

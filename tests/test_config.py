@@ -56,6 +56,10 @@ def test_unknown_key_names_the_nearest():
         ("data", "question_format", "Q:", r"config\.data\.question_format .*\{question\}"),
         ("data", "question_fraction", 1.5, r"config\.data\.question_fraction is 1\.5"),
         ("mesh", "data", 0, r"config\.mesh\.data is 0"),
+        ("mesh", "fsdp", -1, r"config\.mesh\.fsdp is -1; mesh\.data is -1 too, and only one axis can be the rest"),
+        ("mesh", "frozen", "some", r"config\.mesh\.frozen is 'some'; it must be one of 'auto', "),
+        ("profile", "start", -5, r"config\.profile\.start is -5"),
+        ("profile", "steps", 0, r"config\.profile\.steps is 0"),
         ("vision", "name", "", r"config\.lm\.mode is 'frozen'; without vision\.name nothing would be trained"),
     ],
 )

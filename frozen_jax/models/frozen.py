@@ -133,7 +133,7 @@ class FrozenModel:
 
 def _gather_tables(lm: Params) -> Params:
     """Gathers what is looked up or scored against; the layers' weights are gathered as the loop meets them."""
-    words = {name: lm[name] for name in ("embed", "head") if name in lm}
+    words: Params = {name: lm[name] for name in ("embed", "head") if name in lm}
     positions = {"positions": gather(lm["positions"])} if "positions" in lm else {}
     return {**lm, **gather(words, tables=True), **positions}
 
