@@ -6,7 +6,11 @@ messages to the user come from the first process alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import traceback
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -37,6 +41,26 @@ def join_processes() -> None:
             f"JAX cannot find the other processes of this run: {error} It finds them by itself on Cloud TPU, GKE and "
             f"Slurm; elsewhere set {COORDINATOR}, {COUNT} and {INDEX}, as launch/local_multihost.sh does"
         ) from error
+
+
+@contextlib.contextmanager
+def leaving_on_error() -> Iterator[None]:
+    """Ends one of several processes at once if the body raises; a single process raises as always.
+
+    At a normal end JAX waits for the other processes, which in the midst of a computation wait for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, UserError) and "--traceback" not in sys.argv:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def is_first() -> bool:

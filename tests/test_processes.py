@@ -73,7 +73,7 @@ def two(config_file, tmp_path_factory):
 
 
 def load_config(path):
-    scope: dict = {}
+    scope = {"__name__": "config"}
     exec(path.read_text(), scope)
     return scope["get_config"]()
 
@@ -123,6 +123,7 @@ def test_an_error_of_one_ends_all(config_file, tmp_path):
     (tmp_path / "foreign").touch()
     done = launch(2, config_file, tmp_path)
     assert done.returncode == 1
+    assert done.stderr.count("error: ") == 2 and "Traceback" not in done.stderr
     assert "holds other files (foreign)" in done.stderr and "the others are ended" in done.stderr
 
 
