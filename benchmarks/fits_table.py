@@ -82,7 +82,7 @@ def write_table(cache: Path) -> str:
         "ran, a TPU did not. Peak memory of a device in GiB, as the compiler allots it; what it grants is in the head.",
         "**no** where it refused, with its own number, which may leave out what it had not come to. Images per second",
         "are *simulated*: the two-phase roofline of `frozen_jax/flops.py` at the maker's peaks, without communication;",
-        "no step can be expected to exceed it, and nobody has measured them. The batch is 128 over the slice, and 256 on",
+        "no step can be expected to exceed it, and nobody has measured them. The batch is 128 over the slice, 256 on",
         "v5e-256.",
         "",
         "## Training",
