@@ -57,10 +57,13 @@ class VisionSettings:
     Attributes:
         name: from `models.vision`; "" trains on text alone.
         options: of that encoder.
+        path: a Hugging Face directory or hub id with its pre-trained weights (`resnet50` and `vit`), which have to fit
+            the options; "" draws them.
         freeze: the encoder never changes either, and the prefix alone is trained.
     """
 
     name: str = ""
+    path: str = ""
     freeze: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -379,6 +382,12 @@ def _check(config: Config) -> None:
         "lm.weights='float' or lm.mode='frozen'",
     )
     if config.vision.name:
+        require(
+            bool(config.vision.path) or not config.vision.freeze,
+            "vision.freeze",
+            config.vision.freeze,
+            "an encoder drawn at random would stay so; give vision.path",
+        )
         slots = config.prefix.length + int(config.data.bos)
         require(
             config.data.max_tokens > slots + 1,
@@ -393,7 +402,9 @@ def _check(config: Config) -> None:
             config.lm.mode,
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
-        require(not config.vision.freeze, "vision.freeze", True, "there is no encoder to freeze; set vision.name")
+        for option in ("freeze", "path"):
+            given = getattr(config.vision, option)
+            require(not given, f"vision.{option}", given, "there is no encoder that it is about; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
     sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
     for axis, size in sizes.items():

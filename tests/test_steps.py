@@ -208,12 +208,6 @@ def test_lm_mode_decides_the_side_of_the_lm(tiny_config, mode, label):
     assert ("lm" in towers.frozen) == (label == FROZEN)
 
 
-def test_a_frozen_encoder_leaves_the_prefix_alone_to_train(tiny_config):
-    tiny_config.vision.freeze = True
-    towers = build_towers(from_config_dict(tiny_config))
-    assert set(towers.trainable) == {"prefix"} and set(towers.frozen) == {"lm", "vision"}
-
-
 def test_scratch_draws_other_weights_than_the_file(tiny_config):
     pretrained = build_towers(from_config_dict(tiny_config)).frozen["lm"]
     tiny_config.lm.mode = "scratch"
