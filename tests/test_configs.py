@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from frozen_jax.data.catalogue import OPENERS
 
 from frozen_jax.abstract import abstract_run
 from frozen_jax.config import from_config_dict
@@ -35,7 +34,7 @@ def load(path):
 def test_config_is_accepted_and_says_how_to_run_it(path):
     config = load(path)
     for line in (config.data.train, config.data.validation):
-        assert line.partition(":")[0] in {**KINDS, **OPENERS}
+        assert line.partition(":")[0] in KINDS
     assert re.search(rf"python -m frozen_jax\.main --config=configs/{path.name} ", path.read_text())
 
 
