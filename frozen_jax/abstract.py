@@ -21,6 +21,7 @@ from frozen_jax.language_model import read_lm_config
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import LMConfig, lm_config_from_hf
 from frozen_jax.optim import list_label_rules, make_optimiser
+from frozen_jax.quantise import describe_quantised
 from frozen_jax.sharding import AnyMesh, Placement, by_example, check_tensor, place, replicated
 from frozen_jax.sharding_rules import list_sharding_rules
 from frozen_jax.state import LabelRules, Params, TrainState, match_rules, split
@@ -69,11 +70,12 @@ def abstract_run(config: Config, mesh: AnyMesh, *, platform: str = "") -> Abstra
     check_tensor(model.lm.config, mesh)
     draw = functools.partial(model.init_vision, image_size=config.data.image.size)
     params = {**jax.eval_shape(model.init_lm, jax.random.key(0)), **jax.eval_shape(draw, jax.random.key(0))}
-    rules = list_label_rules(params, lm_trains=config.lm.mode != "frozen")
+    vision_trains = not config.vision.freeze
+    rules = list_label_rules(params, lm_trains=config.lm.mode != "frozen", vision_trains=vision_trains)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
     if "lm" in frozen:
         stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, compute), frozen["lm"])
-        frozen = {**frozen, "lm": stored}
+        frozen = {**frozen, "lm": describe_quantised(stored) if config.lm.weights == "int8" else stored}
     placement = place(trainable, frozen, list_sharding_rules(model, params), mesh, frozen_choice=config.mesh.frozen)
     optimiser = make_optimiser(config.optim, rules, steps=config.train.steps)
     key = jax.eval_shape(jax.random.key, 0)

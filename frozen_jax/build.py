@@ -19,6 +19,8 @@ from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.vision import build_vision
 from frozen_jax.optim import list_label_rules
+from frozen_jax.pretrained_vision import load_vision
+from frozen_jax.quantise import quantise_lm
 from frozen_jax.state import LabelRules, Params, match_rules, split
 from frozen_jax.tokenizer import Tokenizer, train_bpe
 
@@ -125,7 +127,9 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     model = build_model(config, lm.config, compute=compute, embedding_rms=rms)
     draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image.size))
     params = {"lm": lm_params, **draw(vision_rng)}
-    rules = list_label_rules(params, lm_trains=lm_trains)
+    if config.vision.path and model.vision is not None:
+        params["vision"] = load_vision(config.vision.path, model.vision)
+    rules = list_label_rules(params, lm_trains=lm_trains, vision_trains=not config.vision.freeze)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
     return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")
 
@@ -137,7 +141,8 @@ def _keep_on_host(params: Params) -> Params:
 
 def _load(config: Config, corpus: Iterable[str], *, dtype: np.dtype) -> LanguageModel:
     if config.lm.path:
-        return load_lm(resolve_path(config.lm.path), dtype=dtype, place=_keep_on_host)
+        place = quantise_lm if config.lm.weights == "int8" else _keep_on_host
+        return load_lm(resolve_path(config.lm.path), dtype=dtype, place=place)
     lm_config = lm_config_from_hf(config.lm.architecture)
     tokenizer = train_bpe(corpus, vocab_size=lm_config.vocab_size, special_tokens=[END_OF_TEXT])
     return LanguageModel(lm_config, {}, tokenizer, build_lm(lm_config))

@@ -39,6 +39,7 @@ class LMSettings:
             package; "" builds `architecture` from scratch and trains a tokenizer on the training texts.
         mode: the paper's controls. `frozen`: pre-trained, never changes. `finetuned`: pre-trained and trained along.
             `scratch`: same architecture, random weights, trained along.
+        weights: `int8` stores the frozen kernels in half the memory of bfloat16, with one scale per output.
         dtype: of the frozen weights and of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
         architecture: a Hugging Face `config.json` as a dict, for `path=""` alone.
         remat: what the backward pass through the layers computes again instead of storing it.
@@ -46,6 +47,7 @@ class LMSettings:
 
     path: str = ""
     mode: LMMode = "frozen"
+    weights: Literal["float", "int8"] = "float"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     architecture: dict[str, Any] = field(default_factory=dict)
     remat: Literal["none", "dots", "full"] = "none"
@@ -53,9 +55,19 @@ class LMSettings:
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """The vision encoder: a name from `models.vision` and its options; "" trains on text alone."""
+    """The vision encoder.
+
+    Attributes:
+        name: from `models.vision`; "" trains on text alone.
+        options: of that encoder.
+        path: a Hugging Face directory or hub id with its pre-trained weights (`resnet50` and `vit`), which have to fit
+            the options; "" draws them.
+        freeze: the encoder never changes either, and the prefix alone is trained.
+    """
 
     name: str = ""
+    path: str = ""
+    freeze: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -230,6 +242,11 @@ class Config:
         """Most pictures with their texts in a training row; a step has at least batch_size / pairs_per_row rows."""
         return max(self.data.pack, 2 if self.data.pair_probability else 1)
 
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows of one micro-batch over all devices: what the mesh's `data` x `fsdp` must divide."""
+        return self.train.batch_size // self.pairs_per_row // self.optim.accumulate
+
 
 def default_config() -> ConfigDict:
     """Returns all settings at their defaults, locked: a misspelt name is an error where it is written."""
@@ -385,7 +402,20 @@ def _check(config: Config) -> None:
         require(bool(config.lm.architecture), "lm.path", "", "give a directory or hub id, or lm.architecture")
         rule = "a model that is not loaded from lm.path has random weights; set lm.mode='scratch' or give lm.path"
         require(config.lm.mode == "scratch", "lm.mode", config.lm.mode, rule)
+    require(
+        config.lm.weights == "float" or config.lm.mode == "frozen",
+        "lm.weights",
+        config.lm.weights,
+        f"with lm.mode={config.lm.mode!r} the weights train, and steps smaller than their rounding would be lost; set "
+        "lm.weights='float' or lm.mode='frozen'",
+    )
     if config.vision.name:
+        require(
+            bool(config.vision.path) or not config.vision.freeze,
+            "vision.freeze",
+            config.vision.freeze,
+            "an encoder drawn at random would stay so; give vision.path",
+        )
         slots = (config.prefix.length + int(config.data.bos)) * config.data.pack
         require(
             config.data.max_tokens > slots + config.data.pack,
@@ -400,6 +430,9 @@ def _check(config: Config) -> None:
             config.lm.mode,
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
+        for option in ("freeze", "path"):
+            given = getattr(config.vision, option)
+            require(not given, f"vision.{option}", given, "there is no encoder that it is about; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
     sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
     for axis, size in sizes.items():

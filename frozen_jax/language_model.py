@@ -30,6 +30,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.models.layers import DType
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.masks import causal_mask, positions_from_mask
+from frozen_jax.models.published import PUBLISHED
 from frozen_jax.tokenizer import Tokenizer
 
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "tokenizer.model")
@@ -171,7 +172,7 @@ def load_lm(
         )
     path = Path(directory_or_hub_id).expanduser()
     if not path.exists():
-        path = _download(str(directory_or_hub_id))
+        path = download_model(str(directory_or_hub_id))
     try:
         raw, tensors, tokenizer = _open_weights(path)
         config = lm_config_from_hf(raw)
@@ -189,6 +190,8 @@ def load_lm(
 def read_lm_config(directory_or_hub_id: str | Path) -> LMConfig:
     """Returns a language model's hyperparameters; its weights are not read and, from a hub, not fetched.
 
+    Those in `models.published` need no hub; they may differ from the file in what changes no shape.
+
     Args:
         directory_or_hub_id: as for `load_lm`.
 
@@ -197,7 +200,9 @@ def read_lm_config(directory_or_hub_id: str | Path) -> LMConfig:
     """
     path = Path(directory_or_hub_id).expanduser()
     if not path.exists():
-        path = _download(str(directory_or_hub_id), files=("config.json",))
+        if str(directory_or_hub_id) in PUBLISHED:
+            return lm_config_from_hf(PUBLISHED[str(directory_or_hub_id)])
+        path = download_model(str(directory_or_hub_id), files=("config.json",))
     try:
         gguf = _find_gguf(path)
         if gguf is None:
@@ -272,7 +277,7 @@ def _read_tokenizer(directory: Path) -> Tokenizer | None:
     return None
 
 
-def _download(hub_id: str, *, files: Sequence[str] = HUB_FILES) -> Path:
+def download_model(hub_id: str, *, files: Sequence[str] = HUB_FILES) -> Path:
     """Returns the local copy of a model on a Hugging Face hub, or of some files of it.
 
     Raises:

@@ -55,13 +55,14 @@ def _main(arguments: list[str]) -> None:
                 "--workdir=runs/quickstart"
             )
     logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
-    from frozen_jax.processes import join_processes
+    from frozen_jax.processes import join_processes, leaving_on_error
 
     join_processes(wanted=_DISTRIBUTED.value)
     from frozen_jax.config import from_config_dict
     from frozen_jax.run import run
 
-    run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
+    with leaving_on_error():
+        run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
 
 
 def main() -> None:

@@ -14,19 +14,20 @@ DECAYED_LEAVES = ("kernel", "embedding")
 """Names of the leaves that weight decay applies to; biases, gains and norms keep out."""
 
 
-def list_label_rules(params: Params, *, lm_trains: bool) -> LabelRules:
+def list_label_rules(params: Params, *, lm_trains: bool, vision_trains: bool = True) -> LabelRules:
     """Writes the freezing rules of these towers: the one place that says what trains.
 
     Args:
         params: the whole tree; only its paths are read.
         lm_trains: the `finetuned` and `scratch` controls and the text stage.
+        vision_trains: not where `vision.freeze` leaves the prefix alone to train.
     """
     rules = [("lm/.*", TRAINABLE if lm_trains else FROZEN)]
     if "vision" in params:
         # Imported encoders carry running statistics, which are no weights.
-        if any(re.fullmatch(FROZEN_STATISTICS, path) for path in flatten(params["vision"])):
+        if vision_trains and any(re.fullmatch(FROZEN_STATISTICS, path) for path in flatten(params["vision"])):
             rules.append((f"vision/{FROZEN_STATISTICS}", FROZEN))
-        rules += [("vision/.*", TRAINABLE), ("prefix/.*", TRAINABLE)]
+        rules += [("vision/.*", TRAINABLE if vision_trains else FROZEN), ("prefix/.*", TRAINABLE)]
     return tuple(rules)
 
 

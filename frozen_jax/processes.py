@@ -6,7 +6,11 @@ messages to the user come from the first process alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import traceback
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -49,6 +53,26 @@ def join_processes(*, wanted: bool) -> None:
             f"this is one of {jax.process_count()} machines of a slice, and they save checkpoints together: "
             "start the same command on all of them with --distributed"
         )
+
+
+@contextlib.contextmanager
+def leaving_on_error() -> Iterator[None]:
+    """Ends one of several processes at once if the body raises; a single process raises as always.
+
+    At a normal end JAX waits for the other processes, which in the midst of a computation wait for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, UserError) and "--traceback" not in sys.argv:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def is_first() -> bool:

@@ -110,7 +110,10 @@ def _flatten(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
 
 
 def _show(value: Any) -> str:
+    """A value in a table's cell, which holds no line ends."""
     if isinstance(value, list):
         more = f" and {len(value) - SHOWN} more" if value[SHOWN:] else ""
-        return ", ".join(map(str, value[:SHOWN])) + more
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        return ", ".join(map(_show, value[:SHOWN])) + more
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("\n", "\\n").replace("|", "\\|")

@@ -89,8 +89,7 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
     training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
     towers = build_towers(config, corpus=list_texts(training_source, config))
     before = _hash_lm(towers.trainable, towers.frozen)
-    rows = config.train.batch_size // config.pairs_per_row // config.optim.accumulate
-    mesh = make_mesh(config.mesh, batch_size=rows)
+    mesh = make_mesh(config.mesh, batch_size=config.micro_batch_rows)
     placement = place_towers(config, towers, mesh)
     checkpoints = open_checkpoints(config, towers, directory)
     title = "blind control" if config.blind else "training"

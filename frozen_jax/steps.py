@@ -48,18 +48,19 @@ def gather_predictions(
 ) -> tuple[Float[Array, "B S2 D"], Int[Array, "B S2"], Float[Array, "B S2"]]:
     """Picks the states that predict a word with loss, and those words: logits are computed there and nowhere else.
 
-    The state at position s predicts the token at s + 1. Image slots are never predicted, so a row of S tokens has at
-    most S - 1 - slots predictions; they are packed to the left, because shapes must not depend on values.
+    The state at position s predicts the token at s + 1. Neither image slots nor the first token are predicted, and the
+    first may be a slot, so a row of S tokens has at most S - max(slots, 1) predictions; they are packed to the left,
+    because shapes must not depend on values.
 
         tokens     bos  SLOT SLOT a    red  eos  PAD
         loss_mask   0    0    0    1    1    1    0
-        gathered   (state 2, a) (state 3, red) (state 4, eos) and one place without loss
+        gathered   (state 2, a) (state 3, red) (state 4, eos) and two places without loss
 
     Args:
         slots: image slots in each row, I x P.
     """
     targets, mask = jnp.asarray(batch.tokens)[:, 1:], jnp.asarray(batch.loss_mask)[:, 1:]
-    order = jnp.argsort(-mask, axis=1, stable=True)[:, : targets.shape[1] - slots]
+    order = jnp.argsort(-mask, axis=1, stable=True)[:, : batch.tokens.shape[1] - max(slots, 1)]
     states = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
     return states, jnp.take_along_axis(targets, order, axis=1), jnp.take_along_axis(mask, order, axis=1)
 

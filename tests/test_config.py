@@ -75,6 +75,10 @@ def test_unknown_key_names_the_nearest():
         ("data", "image", {"size": 0}, r"images: size 0 must be at least 1"),
         ("data", "pair_probability", -0.5, r"config\.data\.pair_probability is -0\.5"),
         ("mesh", "data", 0, r"config\.mesh\.data is 0"),
+        ("mesh", "fsdp", -1, r"config\.mesh\.fsdp is -1; mesh\.data is -1 too, and only one axis can be the rest"),
+        ("mesh", "frozen", "some", r"config\.mesh\.frozen is 'some'; it must be one of 'auto', "),
+        ("profile", "start", -5, r"config\.profile\.start is -5"),
+        ("profile", "steps", 0, r"config\.profile\.steps is 0"),
         ("vision", "name", "", r"config\.lm\.mode is 'frozen'; without vision\.name nothing would be trained"),
     ],
 )

@@ -67,7 +67,8 @@ def test_another_evaluation_of_the_same_run(trained):
     assert len(report["vqa"]["shots_1"]["seeing"]["by_seed"]) == 2
     assert report["train"]["best_step"] == before["train"]["best_step"]
     assert json.loads((directory / "vqa_shots.json").read_text()) == report
-    assert "vqa.shots_1.seeing.accuracy" in (directory / "vqa_shots.md").read_text()
+    table = (directory / "vqa_shots.md").read_text()
+    assert "vqa.shots_1.seeing.accuracy" in table and "[eos], \\n, Question:, 3 tokens" in table
     assert json.loads((directory / "report.json").read_text()) == before
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from frozen_jax.config import from_config_dict
+from frozen_jax.config import MeshSettings, ProfileSettings, from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.restore import load
@@ -57,6 +58,10 @@ def test_a_run_writes_everything(finished):
     assert {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "report.json", "report.md"} <= there
     assert json.loads((directory / "report.json").read_text()) == report
     assert list(read_metrics(directory)) == [2, 3, 4, 6]
+    measured = {"examples_per_s", "step_time_s", "input_wait_s"}
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if measured <= set(line)] == [3, 4, 6]
+    assert not any("mfu" in line for line in lines)
     assert list(read_metrics(directory, "validation")) == [3, 6]
     assert report["frozen"]["lm_sha256_before"] == report["frozen"]["lm_sha256_after"]
     assert report["train"]["steps"] == 6 and report["train"]["examples_per_s"] > 0
@@ -115,6 +120,21 @@ def test_eight_devices_train_like_one(finished, tmp_path):
     run(spread, tmp_path / "w", mode="train")
     one, eight = read_metrics(directory), read_metrics(tmp_path / "w")
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
+
+
+def test_a_run_goes_on_on_another_mesh_and_profiles_there(finished, tmp_path):
+    """Begun on one device, resumed at step 4 on 2 x 4, everything cut along fsdp: the same losses to rounding."""
+    config, directory, _ = finished
+    shutil.copytree(directory, tmp_path / "w")
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / "6")
+    elsewhere = dataclasses.replace(
+        config, mesh=MeshSettings(data=-1, fsdp=4, frozen="sharded"), profile=ProfileSettings(start=5, steps=1)
+    )
+    run(elsewhere, tmp_path / "w", mode="train")
+    one, eight = read_metrics(directory), read_metrics(tmp_path / "w")
+    assert list(one) == list(eight)
+    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
+    assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
 
 
 def test_blind_sees_no_picture(tiny_lm, tmp_path):

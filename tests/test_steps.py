@@ -60,10 +60,24 @@ def run_steps(lm_trains, count, **optim):
 def test_gather_predictions_as_drawn():
     hidden = jnp.arange(7.0)[None, :, None] * jnp.ones((2, 1, 1))
     states, targets, weights = gather_predictions(hidden, make_batch(), slots=2)
-    assert states.shape == (2, 4, 1)
+    assert states.shape == (2, 5, 1)
     assert states[0, :3, 0].tolist() == [2, 3, 4] and targets[0, :3].tolist() == [5, 7, 0]
     assert states[1, :2, 0].tolist() == [2, 3] and targets[1, :2].tolist() == [9, 0]
-    assert weights.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    assert weights.tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("slots", [0, 1, 2])
+def test_gather_predictions_keeps_every_word_of_a_full_row(slots):
+    """A row without a mark before its slots and without padding behind its words: each word has its prediction."""
+    tokens = np.array([[SLOT] * slots + list(range(3, 9 - slots))], np.int32)
+    mask = (tokens != SLOT).astype(np.float32)
+    mask[:, 0] = 0  # nothing stands before the first token
+    batch = Batch(np.zeros((1, 1, 1, 1, 3), np.uint8), tokens, mask, np.zeros(1, np.int32))
+    states, targets, weights = gather_predictions(jnp.arange(6.0)[None, :, None], batch, slots=slots)
+    first = max(slots, 1)
+    assert weights.tolist() == [[1] * (6 - first)]
+    assert targets.tolist() == [tokens[0, first:].tolist()]
+    assert states[0, :, 0].tolist() == list(range(first - 1, 5))
 
 
 def test_loss_by_hand():

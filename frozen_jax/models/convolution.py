@@ -3,13 +3,14 @@
 No parameters live here; `nf_resnet.py` and `resnet.py` hold theirs and call these functions.
 
 Two forms matter on a CPU, where XLA's own gradients are slow: a convolution of 1x1, or of patches, as a matrix product
-(the gradient of its weights was measured 3 to 9 times as fast), and max-pooling as the maximum of slices (11 times).
+with its gradient written out, and max-pooling as the maximum of slices (11 times as fast). See `docs/performance.md`.
 """
 
 from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -29,13 +30,40 @@ def convolve(
     """
     size = kernel.shape[0]
     if size == stride:
-        return jnp.einsum("bhwc,ce->bhwe", cut_patches(x, size), kernel.reshape(-1, kernel.shape[-1]))
+        return mix_channels(cut_patches(x, size), kernel.reshape(-1, kernel.shape[-1]))
     if size == 1:
-        return jnp.einsum("bhwc,ce->bhwe", x[:, ::stride, ::stride], kernel[0, 0])
+        return mix_channels(x[:, ::stride, ::stride], kernel[0, 0])
     padding = (size - 1) // 2
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+@jax.custom_vjp
+def mix_channels(
+    x: Float[Array, "B height width C_in"], kernel: Float[Array, "C_in C_out"]
+) -> Float[Array, "B height width C_out"]:
+    """Multiplies the channels of every place with a matrix: a convolution of 1x1."""
+    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+
+
+def _mix_channels_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return mix_channels(x, kernel), (x, kernel)
+
+
+def _mix_channels_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    over_places = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    # With the narrow side first, and no transposed copy of a feature map, which XLA makes for the gradient that JAX
+    # derives: half the time on a CPU. What is transposed here is as small as the kernel.
+    if kernel.shape[0] <= kernel.shape[1]:
+        of_kernel = lax.dot_general(x, gradient, over_places)
+    else:
+        of_kernel = lax.dot_general(gradient, x, over_places).T
+    return lax.dot_general(gradient, kernel, (((3,), (1,)), ((), ()))), of_kernel
+
+
+mix_channels.defvjp(_mix_channels_forward, _mix_channels_backward)
 
 
 def cut_patches(x: Float[Array, "B height width C"], size: int) -> Float[Array, "B rows columns C_patch"]:

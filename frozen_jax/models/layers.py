@@ -62,6 +62,8 @@ def contract(equation: str, x: Float[Array, "*x"], kernel: Float[Array, "*kernel
 class Projection(nn.Module):
     """A linear map of the last input axes on several named output axes, as one matrix product.
 
+    An int8 kernel has a `scale` per output beside it (`frozen_jax/quantise.py`), which is applied to the product.
+
     Attributes:
         equation: einsum such as "BSD,DNH->BSNH"; the kernel's letters are contracted first, then new.
         shape: sizes of the kernel's axes.
@@ -83,6 +85,9 @@ class Projection(nn.Module):
         """Returns the projected x in the compute dtype."""
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), self.shape)
         y = contract(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.has_variable("params", "scale"):
+            scale = self.param("scale", nn.initializers.ones, self.shape[-self.outputs :])
+            y = (y * scale[None, None]).astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.shape[-self.outputs :])
             y = y + bias.astype(self.dtype)[None, None]

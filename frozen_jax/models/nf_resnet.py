@@ -81,14 +81,17 @@ class StandardisedConv(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B height width C_in"]) -> Float[Array, "B height_out width_out C_out"]:
-        """Convolves a feature map."""
+    def __call__(
+        self, x: Float[Array, "B height width C_in"], factor: Float[Array, ""] | float = 1.0
+    ) -> Float[Array, "B height_out width_out C_out"]:
+        """Convolves a feature map and multiplies the result by `factor`, for which the weights are multiplied."""
         shape = (self.size, self.size, x.shape[-1], self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         gain = self.param("gain", nn.initializers.ones_init(), (self.width,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.width,), jnp.float32)
-        weight = standardise(kernel, gain).astype(self.dtype)
-        return convolve(x.astype(self.dtype), weight, stride=self.stride) + bias.astype(self.dtype)[None, None, None, :]
+        weight = standardise(kernel, gain * factor).astype(self.dtype)
+        bias = (bias * factor).astype(self.dtype)
+        return convolve(x.astype(self.dtype), weight, stride=self.stride) + bias[None, None, None, :]
 
 
 class Block(nn.Module):
@@ -125,18 +128,20 @@ class Block(nn.Module):
             plan = [(inner, 1, 1), (inner, 3, self.stride), (self.width, 1, 1)]
         else:
             plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
+        skip_gain = self.param("skip_gain", nn.initializers.constant(self.skip_gain), (), jnp.float32)
         branch = scaled = activate(x) * (1.0 / self.beta)
         for index, (width, size, stride) in enumerate(plan, start=1):
             if index > 1:
                 branch = activate(branch)
-            branch = StandardisedConv(width, size, stride, self.dtype, name=f"conv_{index}")(branch)
-        skip_gain = self.param("skip_gain", nn.initializers.constant(self.skip_gain), (), jnp.float32)
+            # The last one's weights take the branch's gain: neither it nor its gradient then passes over a feature map.
+            factor = ALPHA * skip_gain if index == len(plan) else 1.0
+            branch = StandardisedConv(width, size, stride, self.dtype, name=f"conv_{index}")(branch, factor)
         if self.transition:
             stride = self.stride
             if stride == 2 and self.pooled_shortcut:
                 scaled, stride = halve(scaled), 1
             x = StandardisedConv(self.width, 1, stride, self.dtype, name="shortcut")(scaled)
-        return x + branch * (ALPHA * skip_gain).astype(self.dtype)
+        return x + branch
 
 
 class NFResNet(nn.Module):

@@ -32,8 +32,7 @@ def inspect_run(config: Config, *, devices: int, platform: str = "") -> str:
     Raises:
         UserError: as `abstract_run`; or sizes of the mesh that do not fit the number of devices or the batch.
     """
-    micro_batch = config.train.batch_size // config.optim.accumulate
-    mesh = make_abstract_mesh(config.mesh, devices=devices, batch_size=micro_batch)
+    mesh = make_abstract_mesh(config.mesh, devices=devices, batch_size=config.micro_batch_rows)
     run = abstract_run(config, mesh, platform=platform)
     sides = {"trainable": flatten(run.state.trainable), "frozen": flatten(run.frozen)}
     rows = [

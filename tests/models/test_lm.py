@@ -15,69 +15,45 @@ import transformers
 from frozen_jax.errors import UserError
 from frozen_jax.models.layers import contract, count_parameters
 from frozen_jax.models.lm import build_lm, init_cache, lm_config_from_hf
+from frozen_jax.models.published import PUBLISHED
 from tests.models.lm_cases import CASES, FAST_COMPILE, GPT2, LLAMA, forward, left_padded, look_up, pair
 
-
-def opt(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
-    return {
-        "model_type": "opt",
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "ffn_dim": 4 * width,
-        **more,
-    }
-
-
-def gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
-    return {"model_type": "gpt2", "n_embd": width, "n_layer": layers, "n_head": heads}
-
-
-def llama(model_type: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, kv: int, **more: Any):
-    return {
-        "model_type": model_type,
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        **more,
-    }
-
-
-TIED = {"tie_word_embeddings": True}
-PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
-    "gpt2": (gpt2(768, 12, 12), 124_439_808),
-    "gpt2-medium": (gpt2(1024, 24, 16), 354_823_168),
-    "gpt2-large": (gpt2(1280, 36, 20), 774_030_080),
-    "gpt2-xl": (gpt2(1600, 48, 25), 1_557_611_200),
-    "opt-125m": (opt(768, 12, 12), 125_239_296),
-    "opt-350m": (opt(1024, 24, 16, do_layer_norm_before=False, word_embed_proj_dim=512), 331_196_416),
-    "opt-1.3b": (opt(2048, 24, 32), 1_315_758_080),
-    "opt-2.7b": (opt(2560, 32, 32), 2_651_596_800),
-    "opt-6.7b": (opt(4096, 32, 32), 6_658_473_984),
-    "opt-13b": (opt(5120, 40, 40), 12_853_473_280),
-    "opt-30b": (opt(7168, 48, 56), 29_974_540_288),
-    "opt-66b": (opt(9216, 64, 72), 65_719_701_504),
-    "SmolLM2-135M": (llama("llama", 49152, 576, 1536, 30, 9, 3, **TIED), 134_515_008),
-    "SmolLM2-360M": (llama("llama", 49152, 960, 2560, 32, 15, 5, **TIED), 361_821_120),
-    "SmolLM2-1.7B": (llama("llama", 49152, 2048, 8192, 24, 32, 32, **TIED), 1_711_376_384),
-    "SmolLM3-3B": (llama("smollm3", 128256, 2048, 11008, 36, 16, 4), 3_075_098_624),
-    "TinyLlama-1.1B": (llama("llama", 32000, 2048, 5632, 22, 32, 4), 1_100_048_384),
-    "Llama-2-7b": (llama("llama", 32000, 4096, 11008, 32, 32, 32), 6_738_415_616),
-    "Llama-3-8B": (llama("llama", 128256, 4096, 14336, 32, 32, 8), 8_030_261_248),
-    "Llama-3.2-1B": (llama("llama", 128256, 2048, 8192, 16, 32, 8, head_dim=64, **TIED), 1_235_814_400),
-    "Llama-3-70B": (llama("llama", 128256, 8192, 28672, 80, 64, 8), 70_553_706_496),
-    "Mistral-7B-v0.1": (llama("mistral", 32000, 4096, 14336, 32, 32, 8), 7_241_732_096),
-    "Qwen2-0.5B": (llama("qwen2", 151936, 896, 4864, 24, 14, 2, **TIED), 494_032_768),
-    "Qwen2-7B": (llama("qwen2", 152064, 3584, 18944, 28, 28, 4), 7_615_616_512),
+COUNTS = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "facebook/opt-125m": 125_239_296,
+    "facebook/opt-350m": 331_196_416,
+    "facebook/opt-1.3b": 1_315_758_080,
+    "facebook/opt-2.7b": 2_651_596_800,
+    "facebook/opt-6.7b": 6_658_473_984,
+    "facebook/opt-13b": 12_853_473_280,
+    "facebook/opt-30b": 29_974_540_288,
+    "facebook/opt-66b": 65_719_701_504,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
+    "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "TinyLlama/TinyLlama_v1.1": 1_100_048_384,
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Meta-Llama-3-70B": 70_553_706_496,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "Qwen/Qwen2-0.5B": 494_032_768,
+    "Qwen/Qwen2-7B": 7_615_616_512,
 }
+"""Parameters of published models, a tied head counted once."""
+
+
+def test_every_published_shape_is_counted() -> None:
+    assert set(COUNTS) == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_size_has_the_published_count(name: str) -> None:
-    raw, count = PUBLISHED[name]
+    raw, count = PUBLISHED[name], COUNTS[name]
     module = build_lm(lm_config_from_hf(raw))
     tree = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32))["params"]
     assert count_parameters(tree) == count

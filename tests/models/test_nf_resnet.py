@@ -1,6 +1,5 @@
 """NF-ResNet against a torch model written from the papers' equations, its signal propagation, and its stability."""
 
-import math
 import re
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import optax
 import pytest
 import torch
 
+from benchmarks.torch_peer import TorchNFResNet
 from frozen_jax.errors import UserError
 from frozen_jax.models import convolution
 from frozen_jax.models.nf_resnet import Block, NFResNet, standardise
@@ -51,56 +51,6 @@ def draw_params(module, images):
     )
 
 
-class TorchNFResNet:
-    """The equations, in torch's layout: x + alpha * gain * f(x / beta) with standardised weights."""
-
-    def __init__(self, params, module):
-        self.p = jax.tree.map(lambda x: torch.tensor(np.array(x, np.float64), requires_grad=True), params)
-        self.module = module
-
-    def activate(self, x):
-        if self.module.activation == "relu":
-            return torch.relu(x) * (1 / math.sqrt(0.5 * (1 - 1 / math.pi)))
-        return torch.nn.functional.gelu(x, approximate="tanh") * 1.7015043497085571
-
-    def conv(self, x, p, stride):
-        weight = p["kernel"].permute(3, 2, 0, 1)
-        fan_in = weight[0].numel()
-        variance, mean = torch.var_mean(weight, dim=(1, 2, 3), unbiased=False, keepdim=True)
-        weight = (weight - mean) / torch.sqrt(variance * fan_in) * p["gain"][:, None, None, None]
-        size = weight.shape[-1]
-        padding = 0 if size == stride else size // 2
-        return torch.nn.functional.conv2d(x, weight, p["bias"], stride, padding)
-
-    def block(self, x, p, stride, expected_variance):
-        out = self.activate(x) / expected_variance**0.5
-        shortcut = x
-        if "shortcut" in p and self.module.pooled_shortcut and stride == 2:
-            pooled = torch.nn.functional.avg_pool2d(out, 2, ceil_mode=True, count_include_pad=False)
-            shortcut = self.conv(pooled, p["shortcut"], 1)
-        elif "shortcut" in p:
-            shortcut = self.conv(out, p["shortcut"], stride)
-        strides = {1: 1, 2: stride, 3: 1} if self.module.bottleneck else {1: stride, 2: 1}
-        for index in strides:
-            out = self.conv(out if index == 1 else self.activate(out), p[f"conv_{index}"], strides[index])
-        return shortcut + 0.2 * p["skip_gain"] * out
-
-    def __call__(self, images):
-        x = torch.tensor(np.array(images)).permute(0, 3, 1, 2).double() / 255
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).double()
-        x = (x - mean[:, None, None]) / std[:, None, None]
-        x = self.conv(x, self.p["stem"], {"resnet": 2, "conv": 2, "patch": 4}[self.module.stem])
-        if self.module.stem == "resnet":
-            x = torch.nn.functional.max_pool2d(x, 3, 2, 1)
-        variance = 1.0
-        for stage, depth in enumerate(self.module.depths, start=1):
-            for index in range(1, depth + 1):
-                stride = 2 if index == 1 and stage > 1 else 1
-                x = self.block(x, self.p[f"stage_{stage}_block_{index}"], stride, variance)
-                variance = (1.0 if index == 1 else variance) + 0.2**2
-        return self.activate(x).flatten(2).transpose(1, 2)
-
-
 @pytest.mark.parametrize(
     "options",
     [BASIC, BOTTLENECK, {**BASIC, "stem": "conv", "activation": "gelu", "pooled_shortcut": True}],
@@ -117,17 +67,15 @@ def test_output_and_gradient_equal_torch(options):
         return jnp.sum(output.pooled * weights[None, :]), output
 
     (_, output), gradient = jax.jit(jax.value_and_grad(score, has_aux=True))(params)
-    reference = TorchNFResNet(params, module)
-    tokens = reference(images)
+    reference = TorchNFResNet(params, module, torch.float64).double()
+    tokens = reference(torch.tensor(np.array(images)))
     (tokens.mean(1) * torch.tensor(weights)[None, :]).sum().backward()
     scale = tokens.abs().max().item()
     np.testing.assert_allclose(output.tokens, tokens.detach().numpy(), atol=1e-5 * scale)
     np.testing.assert_allclose(output.pooled, tokens.mean(1).detach().numpy(), atol=1e-5 * scale)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        expected = reference.p
-        for key in path:
-            expected = expected[key.key]
-        expected = expected.grad.numpy()
+        expected = reference.get_parameter(".".join(key.key for key in path)).grad.numpy()
+        expected = expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected
         np.testing.assert_allclose(leaf, expected, atol=3e-4 * np.abs(expected).max(), err_msg=str(path))
         assert np.abs(expected).max() > 0, path
 
@@ -278,19 +226,27 @@ def test_max_pool_is_the_textbook_one():
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [(3, 4), (5, 2)])
 @pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (2, 2), (3, 1), (3, 2), (7, 2)])
-def test_convolve_equals_torch(size, stride):
+def test_convolve_and_its_gradients_equal_torch(size, stride, channels):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 10, 8, 3)).astype(np.float32)
-    kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
-    ours = convolution.convolve(jnp.asarray(x), jnp.asarray(kernel), stride=stride)
+    x = rng.normal(size=(2, 10, 8, channels[0])).astype(np.float32)
+    kernel = rng.normal(size=(size, size, *channels)).astype(np.float32)
+    torch_x, torch_kernel = (torch.tensor(array, requires_grad=True) for array in (x, kernel))
     theirs = torch.nn.functional.conv2d(
-        torch.tensor(x).permute(0, 3, 1, 2),
-        torch.tensor(kernel).permute(3, 2, 0, 1),
+        torch_x.permute(0, 3, 1, 2),
+        torch_kernel.permute(3, 2, 0, 1),
         stride=stride,
         padding=0 if size == stride else size // 2,
-    )
-    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), atol=1e-4)
+    ).permute(0, 2, 3, 1)
+    cotangent = rng.normal(size=tuple(theirs.shape)).astype(np.float32)
+    theirs.backward(torch.tensor(cotangent))
+
+    ours, pull_back = jax.vjp(lambda *inputs: convolution.convolve(*inputs, stride=stride), x, kernel)
+    for mine, expected in zip(
+        (ours, *pull_back(jnp.asarray(cotangent))), (theirs.detach(), torch_x.grad, torch_kernel.grad), strict=True
+    ):
+        np.testing.assert_allclose(mine, expected.numpy(), atol=1e-5 * np.abs(expected.numpy()).max())
 
 
 def test_patches_that_do_not_fit_are_refused():

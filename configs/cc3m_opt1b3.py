@@ -1,0 +1,28 @@
+"""The paper's recipe on OPT-1.3B.
+
+    python -m frozen_jax.main --config=configs/cc3m_opt1b3.py --workdir=runs/cc3m_opt1b3
+
+Data: as in `configs/cc3m_gpt2_nfrn50.py`.
+
+Chip: XX
+"""
+
+from ml_collections import ConfigDict
+
+from frozen_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.lm.path = "facebook/opt-1.3b"
+    config.lm.remat = "full"
+    config.vision.name = "nf_resnet50"
+    config.data.train = "tar:/data/cc3m/train"
+    config.data.validation = "tar:/data/cc3m/validation"
+    config.data.bos = True  # every text that an OPT has read began with it
+    config.data.max_tokens = 35
+    config.train.steps = 30_000
+    config.train.evaluate_every = 1000
+    config.train.patience = 3
+    config.checkpoint.every = 1000
+    return config

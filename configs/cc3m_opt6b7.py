@@ -1,0 +1,30 @@
+"""The paper's scale: its recipe on OPT-6.7B, the published model nearest to its language model of seven billion.
+
+    python -m frozen_jax.main --config=configs/cc3m_opt6b7.py --workdir=runs/cc3m_opt6b7
+
+Data: as in `configs/cc3m_gpt2_nfrn50.py`.
+
+Chip: XX
+"""
+
+from ml_collections import ConfigDict
+
+from frozen_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.lm.path = "facebook/opt-6.7b"
+    config.lm.remat = "full"
+    config.vision.name = "nf_resnet50"
+    config.data.train = "tar:/data/cc3m/train"
+    config.data.validation = "tar:/data/cc3m/validation"
+    config.data.bos = True  # every text that an OPT has read began with it
+    config.data.max_tokens = 35
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.train.steps = 30_000
+    config.train.evaluate_every = 1000
+    config.train.patience = 3
+    config.checkpoint.every = 1000
+    return config
