@@ -42,13 +42,19 @@ def test_a_compiled_step_with_loops_has_the_operations_that_were_counted(archite
 LOOP = """
 %body.1 (p.1: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
   %p.1 = (s32[]{:T(128)}, f32[8,16]{1,0:T(8,128)S(1)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %two.1 = s32[]{:T(128)} constant(2)
+  %next.1 = s32[]{:T(128)} add(%i.1, %two.1)
   %x.1 = f32[8,16]{1,0:T(8,128)} get-tuple-element(%p.1), index=1
-  ROOT %d.1 = f32[8,16]{1,0:T(8,128)} convolution(%x.1, %k.1), dim_labels=bf_io->bf
+  %d.1 = f32[8,16]{1,0:T(8,128)} convolution(%x.1, %k.1), dim_labels=bf_io->bf
+  ROOT %r.1 = (s32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) tuple(%next.1, %d.1)
 }
 
 %condition.1 (p.2: (s32[], f32[8,16])) -> pred[] {
   %limit.1 = s32[]{:T(128)} constant(7)
-  ROOT %lt.1 = pred[]{:T(512)} compare(%i.1, %limit.1), direction=LT
+  %p.2 = (s32[]{:T(128)}, f32[8,16]{1,0:T(8,128)S(1)}) parameter(0)
+  %i.2 = s32[]{:T(128)} get-tuple-element(%p.2), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i.2, %limit.1), direction=LT
 }
 
 ENTRY %main.1 (x.2: f32[8,16]) -> f32[8,16] {
@@ -60,9 +66,9 @@ ENTRY %main.1 (x.2: f32[8,16]) -> f32[8,16] {
 """
 
 
-def test_turns_are_read_from_the_condition_and_both_halves_of_a_collective_are_one():
+def test_turns_are_read_from_condition_and_stride_and_both_halves_of_a_collective_are_one():
     program = Program(LOOP)
-    assert program.flops() == 7 * 2 * 8 * 16 * 16
+    assert program.flops() == 4 * 2 * 8 * 16 * 16  # 0, 2, 4, 6
     assert program.collectives() == {"all-gather": {"count": 1, "runs": 1, "bytes": 128}}
 
 
