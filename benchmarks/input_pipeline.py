@@ -1,17 +1,17 @@
 """Speed of the input: `python benchmarks/input_pipeline.py`. Prints images per CPU-second, one line per contestant.
 
 All contestants decode the same JPEG pictures (500 x 375, made here, or `--folder`) to 224 x 224 uint8, zero-padded to
-square, in one process group each, and take turns, so that a busy machine slows all alike; the best round counts. CPU
+square, in one process group each, and take turns, so that a busy machine slows all alike; the median round counts. CPU
 time of child processes is included. Contestants:
 
     bare              decode + resize alone in one loop, with the calls of `data/images.py` (the ceiling)
-    folder / tar / tfrecord   `Pipeline` over sources of that kind, with texts, order and batches
+    folder / tar / tfds   `Pipeline` over sources of that kind, with texts, order and batches; tfds reads TFRecord files
     processes         `Pipeline` over the folder with 2 decoding processes
     torch             DataLoader, 2 workers: full decode, pad and resize by Pillow, as is usual
     torch_draft       the same with Pillow's reduced-scale decoding turned on, as `data/images.py` does
 
-`--packing` prints how much of the language model's work padding, buckets and packing take, and `--memory` the resident
-memory after each of three epochs.
+`--memory` prints the resident memory after each of three epochs instead. `--json FILE` writes the figures with machine
+and versions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import argparse
 import io
 import os
 import resource
-import struct
+import statistics
+import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,10 +34,10 @@ from PIL import Image
 from frozen_jax.data.images import ImageOptions, fitted_size
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
-from frozen_jax.data.sequences import plan_packing
 from frozen_jax.data.sources import open_source
 from frozen_jax.data.text import RowLayout
-from frozen_jax.data.tfrecord import masked_crc32c
+from frozen_jax.data.tfds_source import import_tfds
+from frozen_jax.workdir import collect_versions, write_json_atomic
 
 SIZE = 224
 BATCH = 32
@@ -58,24 +59,30 @@ def make_pictures(folder: Path, count: int) -> None:
         (folder / f"{number:04}.txt").write_text(f"picture number {number}")
 
 
-def make_shards(folder: Path, pictures: list[Path]) -> None:
-    """Writes the pictures as a tar shard and as a TFRecord file."""
-
-    def field(number: int, content: bytes) -> bytes:
-        length, head = len(content), bytes([number << 3 | 2])
-        while length > 127:
-            head, length = head + bytes([length & 127 | 128]), length >> 7
-        return head + bytes([length]) + content
-
-    with tarfile.open(folder / "all.tar", "w") as tar, open(folder / "all.tfrecord", "wb") as records:
+def make_sets(folder: Path, pictures: list[Path]) -> None:
+    """Writes the pictures as a tar shard and as a prepared TFDS set."""
+    with tarfile.open(folder / "all.tar", "w") as tar:
         for picture in pictures:
             for path in (picture, picture.with_suffix(".txt")):
                 tar.add(path, path.name)
-            values = ((b"image", picture.read_bytes()), (b"caption", picture.with_suffix(".txt").read_bytes()))
-            entries = [field(1, field(1, key) + field(2, field(1, field(1, value)))) for key, value in values]
-            message = field(1, b"".join(entries))
-            head = struct.pack("<Q", len(message))
-            records.write(head + struct.pack("<I", masked_crc32c(head)) + message + bytes(4))
+    tfds = import_tfds()
+
+    class Captioned(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc, name-defined]
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+            features = tfds.features.FeaturesDict({"image": image, "caption": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Any:
+            for picture in pictures:
+                yield picture.name, {"image": str(picture), "caption": picture.with_suffix(".txt").read_text()}
+
+    Captioned(data_dir=str(folder)).download_and_prepare()
 
 
 def bare(pictures: list[Path]) -> int:
@@ -159,53 +166,34 @@ def children_cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def compare(folder: Path, *, rounds: int, batches: int) -> None:
-    """Runs all contestants in turn and prints the best of each."""
+def compare(folder: Path, *, rounds: int, batches: int) -> dict[str, float]:
+    """Runs all contestants in turn, prints the median of each and returns them, in images per CPU-second."""
     pictures = sorted(folder.glob("*.jpg"))
     with tempfile.TemporaryDirectory() as shards:
-        make_shards(Path(shards), pictures)
+        make_sets(Path(shards), pictures)
         whole = (pictures * (1 + batches * BATCH // len(pictures)))[: batches * BATCH]
         contestants: dict[str, Callable[[int], int]] = {
             "bare": lambda _: bare(whole),
             "folder": pipeline(f"folder:{folder}"),
             "tar": pipeline(f"tar:{shards}/all.tar"),
-            "tfrecord": pipeline(f"tfrecord:{shards}/all.tfrecord"),
+            "tfds": pipeline(f"tfds:{shards}/captioned/1.0.0"),
             "processes": pipeline(f"folder:{folder}", processes=2),
             "torch": torch_loader(whole, draft=False),
             "torch_draft": torch_loader(whole, draft=True),
         }
         for run in contestants.values():
             run(1)
-        best: dict[str, float] = dict.fromkeys(contestants, 0.0)
+        speeds: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(rounds):
             for name, run in contestants.items():
                 begin = cpu_seconds() + children_cpu_seconds()
                 images = run(batches)
-                best[name] = max(best[name], images / (cpu_seconds() + children_cpu_seconds() - begin))
-    for name, speed in best.items():
-        relative = ", ".join(f"{speed / best[other]:.2f} x {other}" for other in ("bare", "torch", "torch_draft"))
+                speeds[name].append(images / (cpu_seconds() + children_cpu_seconds() - begin))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, speed in medians.items():
+        relative = ", ".join(f"{speed / medians[other]:.2f} x {other}" for other in ("bare", "torch", "torch_draft"))
         print(f"{name:12} {speed:6.0f} images per CPU-second   {relative}")
-
-
-def show_packing() -> None:
-    """Prints the positions that captions of COCO's lengths take in the language model, per word of theirs."""
-    rng = np.random.default_rng(0)
-    words = np.clip(rng.normal(13.5, 3.0, 128 * 50).round(), 7, 30).astype(
-        int
-    )  # tokens with bos and eos, 2 slots extra
-    lengths = words + 2
-    batches = lengths.reshape(50, 128)
-    rows = {
-        "padded to 34": 34.0,
-        "buckets 16, 20, 24, 28, 34": np.mean([min(b for b in (16, 20, 24, 28, 34) if b >= m) for m in batches.max(1)]),
-    }
-    for pairs in (2, 4):
-        longest = [
-            max(sum(batch[i] for i in row) for row in plan_packing(batch.tolist(), pairs=pairs)) for batch in batches
-        ]
-        rows[f"packed {pairs} to a row, trimmed to 8"] = np.mean([-(-m // 8) * 8 for m in longest]) / pairs
-    for name, positions in rows.items():
-        print(f"{name:32} {positions:5.1f} positions a caption, {positions / lengths.mean():.2f} x the bare minimum")
+    return medians
 
 
 def show_memory(folder: Path) -> None:
@@ -224,11 +212,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64, help="how many to make")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=4, help="per contestant and round")
-    parser.add_argument("--packing", action="store_true", help="show what padding costs instead")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--memory", action="store_true", help="show memory over three epochs instead")
     given = parser.parse_args()
-    if given.packing:
-        return show_packing()
     with tempfile.TemporaryDirectory() as made:
         folder = given.folder or Path(made)
         if not given.folder:
@@ -236,11 +222,11 @@ def main() -> None:
         if given.memory:
             show_memory(folder)
         else:
-            compare(folder, rounds=given.rounds, batches=given.batches)
-    return None
+            medians = compare(folder, rounds=given.rounds, batches=given.batches)
+            if given.json:
+                told = {"images_per_cpu_s": medians, "command": sys.argv, "versions": collect_versions()}
+                write_json_atomic(given.json, told)
 
 
 if __name__ == "__main__":
-    started = time.time()
     main()
-    print(f"{time.time() - started:.0f} s")

@@ -1,4 +1,4 @@
-"""Images per second of a training step: NF-ResNet-50 through a frozen language model, `python benchmarks/train_step.py`.
+"""Images per second of a training step, NF-ResNet-50 through a frozen LM: `python benchmarks/train_step.py`.
 
     PYTHONPATH=. python benchmarks/train_step.py --lm=gpt2 --batch=8 --peer=torch --json=train_step.json
 

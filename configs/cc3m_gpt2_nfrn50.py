@@ -6,8 +6,8 @@ Data: the 3.3 million pairs of Conceptual Captions as tar shards, such as img2da
 /data/cc3m/validation; other forms are in docs/data.md. Training ends when validation perplexity has stopped falling,
 which the paper saw after about one pass, 25,000 steps.
 
-Chip: one v5e is enough (docs/fits.md). Expected: at least 16 minutes on one v5e, 2 on a v5e-8, by the roofline of
-40 GFLOP and 225 MB a picture; nobody has measured it.
+Chip: one v5e is enough (docs/fits.md). Expected: a pass of 25,000 steps takes at least 16 minutes on one v5e and 2.5 on
+a v5e-8, by the roofline of `tools/compile_check`; nobody has measured it.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,11 @@
 
     python -m frozen_jax.main --config=configs/coco_gpt2_clipvit.py --workdir=runs/coco_gpt2_clipvit
 
-Data: COCO 2014 in /data/coco (train2014, val2014) with Karpathy's dataset_coco.json.
+Data: COCO 2014 in /data/coco (train2014, val2014) with Karpathy's dataset_coco.json. CLIP's weights have to be
+safetensors: a directory of one's own serves as `--config.vision.path=DIR`.
 
-Chip: XX
+Chip: one v5e is enough (docs/fits.md). Expected: 10,000 steps take at least 4 minutes on one v5e, by the roofline of
+`tools/compile_check`; nobody has measured it. The encoder runs on every picture anew: its features are not cached.
 """
 
 from ml_collections import ConfigDict
@@ -16,6 +18,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.lm.path = "gpt2"
     config.vision.name = "vit"
+    config.vision.path = "openai/clip-vit-base-patch32"
     config.vision.freeze = True
     config.prefix.length = 10
     config.prefix.feature_norm = True

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.prefix.layer_norm = True
     config.data.train = "fake:64"
     config.data.validation = "fake:16"
-    config.data.image_size = 16
+    config.data.image.size = 16
     config.data.max_tokens = 40
     config.data.caption_format = " {caption}"
     config.data.bos = True

@@ -1,9 +1,40 @@
 """frozen_jax: images as prefixes of a frozen language model, in JAX and Flax.
 
-`load_lm` loads a language model from a Hugging Face directory, a hub or a GGUF file. Training and evaluation start at
-`python -m frozen_jax.main`; `docs/architecture.md` walks through the package.
+`load` opens a trained run to generate and score text with (`api.Model`); `load_lm` loads a language model alone, from a
+Hugging Face directory, a hub or a GGUF file. Training and evaluation start at `python -m frozen_jax.main`;
+`docs/architecture.md` walks through the package.
+
+Names are imported when they are first used: processes that only read data need no JAX.
 """
 
-from frozen_jax.language_model import LanguageModel, load_lm
+from __future__ import annotations
 
-__all__ = ["LanguageModel", "load_lm"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frozen_jax.api import Model
+    from frozen_jax.language_model import LanguageModel, load_lm
+    from frozen_jax.prompt import EOS, Image
+    from frozen_jax.restore import load
+
+__all__ = ["EOS", "Image", "LanguageModel", "Model", "load", "load_lm"]
+
+_HOMES = {
+    "EOS": "frozen_jax.prompt",
+    "Image": "frozen_jax.prompt",
+    "LanguageModel": "frozen_jax.language_model",
+    "Model": "frozen_jax.api",
+    "load": "frozen_jax.restore",
+    "load_lm": "frozen_jax.language_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'frozen_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

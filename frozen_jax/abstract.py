@@ -7,11 +7,12 @@ are not there. Next in the data flow: `train.compile_train_step`, whose argument
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from frozen_jax.batch import Batch
 from frozen_jax.build import build_model, choose_dtype, resolve_path
@@ -67,7 +68,7 @@ def abstract_run(config: Config, mesh: AnyMesh, *, platform: str = "") -> Abstra
     compute = choose_dtype(config.lm.dtype, platform=platform)
     model = build_model(config, _lm_config(config), compute=compute, embedding_rms=1.0)
     check_tensor(model.lm.config, mesh)
-    draw = functools.partial(model.init_vision, image_size=config.data.image_size)
+    draw = functools.partial(model.init_vision, image_size=config.data.image.size)
     params = {**jax.eval_shape(model.init_lm, jax.random.key(0)), **jax.eval_shape(draw, jax.random.key(0))}
     vision_trains = not config.vision.freeze
     rules = list_label_rules(params, lm_trains=config.lm.mode != "frozen", vision_trains=vision_trains)
@@ -86,17 +87,21 @@ def abstract_run(config: Config, mesh: AnyMesh, *, platform: str = "") -> Abstra
 
 def abstract_batch(config: Config, mesh: AnyMesh) -> Batch:
     """Describes one global training batch of a run."""
-    rows, size = config.train.batch_size, config.data.image_size
-    pictures = (rows, 1, size, size, 3) if config.vision.name else (rows, 0, 1, 1, 3)
-    text = (rows, config.data.max_tokens)
-    described = Batch(
-        images=jax.ShapeDtypeStruct(pictures, jnp.uint8),
-        tokens=jax.ShapeDtypeStruct(text, jnp.int32),
-        loss_mask=jax.ShapeDtypeStruct(text, jnp.float32),
-        sample_ids=jax.ShapeDtypeStruct((rows,), jnp.int32),
-    )
+    pack, size = config.data.pack, config.data.image.size
+    rows = config.train.batch_size // pack
     sharding = by_example(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), described)
+
+    def describe(dtype: DTypeLike, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    positions = (rows, config.data.max_tokens)
+    return Batch(
+        images=describe(jnp.uint8, *((rows, pack, size, size, 3) if config.vision.name else (rows, 0, 1, 1, 3))),
+        tokens=describe(jnp.int32, *positions),
+        loss_mask=describe(jnp.float32, *positions),
+        sample_ids=describe(jnp.int32, config.train.batch_size),
+        segments=describe(jnp.int32, *positions) if pack > 1 else None,
+    )
 
 
 def _lm_config(config: Config) -> LMConfig:

@@ -25,7 +25,7 @@ from frozen_jax.decode import DecodeConfig, generate
 from frozen_jax.errors import UserError
 from frozen_jax.flops import StepCosts, count_train_step
 from frozen_jax.hlo import Program
-from frozen_jax.sharding import AXES, by_example, check_rows, choose_sizes, on_mesh, shardings_of
+from frozen_jax.sharding import AXES, by_example, bytes_per_device, check_rows, choose_sizes, on_mesh, shardings_of
 from frozen_jax.state import Params, merge
 from frozen_jax.steps import LossOptions
 from frozen_jax.train import compile_train_step
@@ -72,7 +72,7 @@ def make_slice_mesh(config: Config, target: Slice) -> Mesh:
     os.environ.update(_ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")
     sizes = choose_sizes(config.mesh, devices=target.devices)
-    check_rows(sizes, batch_size=config.train.batch_size // config.optim.accumulate)
+    check_rows(sizes, batch_size=config.micro_batch_rows)
     name, options = target.describe()
     there = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     used = there[: math.prod(sizes)]
@@ -92,31 +92,27 @@ def compile_train(config: Config, run: AbstractRun) -> Compiled:
 
 
 def compile_decode(config: Config, run: AbstractRun) -> Compiled:
-    """Compiles the decoding of `evaluate.max_new_tokens` after prompts with a picture, as long as a training row."""
+    """Compiles the decoding of `evaluate.max_new_tokens` after prompts as long as a training row.
+
+    Pictures are encoded before and apart; of the encoder the memory of its parameters alone is counted.
+    """
     model, mesh, settings = run.model, run.placement.mesh, config.evaluate
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = -(-settings.batch_size // groups) * groups
+    rows, positions = -(-settings.batch_size // groups) * groups, run.batch.tokens.shape[1]
+    params = merge(run.state.trainable, run.frozen)
 
-    def decode(trainable: Params, frozen: Params, images: Any, tokens: Any, mask: Any) -> Any:
-        params = merge(trainable, frozen)
-        prefixes = model.embed_images(params, images) if images.shape[1] else None
-        embeddings = model.embed(params, tokens, prefixes)
-        return generate(
-            model.lm, params["lm"], embeddings, mask, config=DecodeConfig(max_new_tokens=settings.max_new_tokens)
-        )
+    def decode(lm: Params, embeddings: Any, mask: Any) -> Any:
+        decoding = DecodeConfig(max_new_tokens=settings.max_new_tokens)
+        return generate(model.lm, lm, embeddings, mask, config=decoding)
 
     def cut(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_example(mesh))
 
-    described = (
-        run.state.trainable,
-        run.frozen,
-        cut(run.batch.images.shape[1:], jnp.uint8),
-        cut(run.batch.tokens.shape[1:], jnp.int32),
-        cut(run.batch.tokens.shape[1:], jnp.bool_),
-    )
+    width = model.lm.config.embed_width
+    described = (params.pop("lm"), cut((positions, width), model.lm.dtype), cut((positions,), jnp.bool_))
     jitted = jax.jit(on_mesh(decode, mesh), in_shardings=shardings_of(described), out_shardings=by_example(mesh))
-    return _compile(jitted, *described)
+    compiled = _compile(jitted, *described)
+    return compiled._replace(peak_bytes=compiled.peak_bytes + sum(map(bytes_per_device, jax.tree.leaves(params))))
 
 
 def count_step(config: Config, run: AbstractRun) -> tuple[StepCosts, int]:
@@ -125,7 +121,7 @@ def count_step(config: Config, run: AbstractRun) -> tuple[StepCosts, int]:
     """
     mesh = run.placement.mesh
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.train.batch_size // config.optim.accumulate // groups
+    rows = run.batch.tokens.shape[0] // config.optim.accumulate // groups
     share = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), run.batch)
     return count_train_step(run.model, run.state.trainable, run.frozen, share), groups
 

@@ -38,13 +38,17 @@ class Batch(NamedTuple):
         images: pixels 0..255, RGB. I = 0 for text-only training.
         tokens: word ids, SLOT or PAD.
         loss_mask: 1 where the token is to be predicted, else 0.
-        sample_ids: number of the example in its source, for error messages and replay.
+        sample_ids: numbers of the examples in their source, row by row, for error messages and replay; several per row
+            where a row holds several pairs, so that their number is a multiple of B.
+        segments: for rows that hold several independent pairs the number of the pair that each position belongs to,
+            from 1, and 0 on padding: attention and positions stay within one. None: a row is one text.
     """
 
     images: UInt8[Array | np.ndarray, "B I height width 3"]
     tokens: Int32[Array | np.ndarray, "B S"]
     loss_mask: Float32[Array | np.ndarray, "B S"]
-    sample_ids: Int32[Array | np.ndarray, " B"]
+    sample_ids: Int32[Array | np.ndarray, " examples"]
+    segments: Int32[Array | np.ndarray, "B S"] | None = None
 
 
 def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:
@@ -58,7 +62,7 @@ def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:
         UserError: a shape, dtype, id range or slot count does not fit; the message names the example.
     """
     rows, images = batch.images.shape[:2]
-    if batch.tokens.shape != batch.loss_mask.shape or len(batch.tokens) != rows or len(batch.sample_ids) != rows:
+    if batch.tokens.shape != batch.loss_mask.shape or len(batch.tokens) != rows or len(batch.sample_ids) % rows:
         raise UserError(
             f"batch: images {batch.images.shape}, tokens {batch.tokens.shape}, loss_mask {batch.loss_mask.shape} and "
             f"sample_ids {batch.sample_ids.shape} must agree in examples and positions"
@@ -68,19 +72,22 @@ def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:
             raise UserError(
                 f"batch: {name} is {array.dtype}, must be {np.dtype(dtype)}; convert it in the data pipeline"
             )
+    names = np.asarray(batch.sample_ids).reshape(rows, -1)[:, 0]
     slots = (batch.tokens == SLOT).sum(axis=1)
     if (slots != images * prefix_length).any():
         row = int(np.argmax(slots != images * prefix_length))
         raise UserError(
-            f"batch: example {batch.sample_ids[row]} has {slots[row]} image slots, needs {images} images x "
+            f"batch: example {names[row]} has {slots[row]} image slots, needs {images} images x "
             f"{prefix_length} slots = {images * prefix_length}; was the text cut? raise data.max_tokens"
         )
     wrong = (batch.tokens < PAD) | (batch.tokens >= vocab_size)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise UserError(
-            f"batch: example {batch.sample_ids[row]} has token id {batch.tokens[row, column]} outside the language "
+            f"batch: example {names[row]} has token id {batch.tokens[row, column]} outside the language "
             f"model's vocabulary of {vocab_size}; the tokenizer belongs to another model"
         )
+    if batch.segments is not None and ((batch.segments > 0) != (batch.tokens != PAD)).any():
+        raise UserError("batch: segments must number every word and slot from 1 and be 0 on padding alone")
     if (batch.loss_mask * (batch.tokens < 0)).any():
         raise UserError("batch: loss_mask is set on an image slot or on padding; only words are predicted")

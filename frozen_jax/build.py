@@ -19,6 +19,7 @@ from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.vision import build_vision
 from frozen_jax.optim import list_label_rules
+from frozen_jax.pretrained_vision import load_vision
 from frozen_jax.quantise import quantise_lm
 from frozen_jax.state import LabelRules, Params, match_rules, split
 from frozen_jax.tokenizer import Tokenizer, train_bpe
@@ -124,8 +125,10 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     table = jnp.asarray(lm_params["embed"]["embedding"], jnp.float32)
     rms = float(jnp.sqrt(jnp.mean(jnp.square(table))))
     model = build_model(config, lm.config, compute=compute, embedding_rms=rms)
-    draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image_size))
+    draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image.size))
     params = {"lm": lm_params, **draw(vision_rng)}
+    if config.vision.path and model.vision is not None:
+        params["vision"] = load_vision(config.vision.path, model.vision)
     rules = list_label_rules(params, lm_trains=lm_trains, vision_trains=not config.vision.freeze)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
     return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")

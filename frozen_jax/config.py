@@ -12,17 +12,20 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from frozen_jax.data.augment import AugmentOptions
+from frozen_jax.data.cleaning import CleanOptions
+from frozen_jax.data.images import ImageOptions
 from frozen_jax.errors import UserError
+from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 
-FREE_SECTIONS = ("mesh", "profile")
-"""Sections that may differ from one start of a run to the next: where it runs and how it is watched."""
+FREE_SECTIONS = ("evaluate", "mesh", "profile")
+"""Sections that may differ from one start of a run to the next: what is measured, where it runs, how it is watched."""
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
@@ -57,10 +60,13 @@ class VisionSettings:
     Attributes:
         name: from `models.vision`; "" trains on text alone.
         options: of that encoder.
+        path: a Hugging Face directory or hub id with its pre-trained weights (`resnet50` and `vit`), which have to fit
+            the options; "" draws them.
         freeze: the encoder never changes either, and the prefix alone is trained.
     """
 
     name: str = ""
+    path: str = ""
     freeze: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -87,9 +93,21 @@ class DataSettings:
     """What is trained on and how it becomes rows of tokens.
 
     Attributes:
-        train, validation: sources, `<kind>:<argument>` (see `data/sources.py`).
-        image_size: height and width in pixels.
+        train: source, one line (see `data/sources.py`): "folder:/data/stamps", "0.7 * tar:… + 0.3 * jsonl:…".
+        validation: likewise; "" holds `train.validation_examples` records of `train` out, at most a tenth of them and
+            always the same ones.
+        image: how a picture becomes an array: in training, in evaluation and in the tools alike.
+        clean: what is done to captions before anything else.
+        on_bad: an item that cannot be used stops the run ("raise"), or another one, always the same, stands in for it
+            and the report lists it by reason ("replace").
+        processes: that decode pictures; 0 decodes in threads, which about four cores' worth of decoding saturates.
         max_tokens: S, positions in a row, image slots and marks included; longer captions are cut.
+        pack: pairs of a picture and its text in each row, with walls between them and own positions: less padding. A
+            step then has batch_size / pack rows of max_tokens positions.
+        pair_probability: share of the steps whose rows hold two pairs in one text and twice max_tokens positions, so
+            that models with absolute positions learn to read interleaved prompts.
+        buckets: lengths, rising, to which the padding that all rows of a step share is cut; the step compiles once for
+            each. On one host alone; () never cuts.
         captions_per_example: at most so many different captions of a picture are joined in one training row.
         question_fraction: share of rows that hold a question and answer of the picture in place of a caption.
         caption_format, question_format, answer_format: text of a row after the image slots; `{caption}`, `{question}`
@@ -100,8 +118,14 @@ class DataSettings:
 
     train: str = ""
     validation: str = ""
-    image_size: int = 224
+    image: ImageOptions = field(default_factory=lambda: ImageOptions(size=224))
+    clean: CleanOptions = field(default_factory=CleanOptions)
+    on_bad: Literal["raise", "replace"] = "raise"
+    processes: int = 0
     max_tokens: int = 34
+    pack: int = 1
+    pair_probability: float = 0.0
+    buckets: tuple[int, ...] = ()
     captions_per_example: int = 1
     question_fraction: float = 0.0
     caption_format: str = "{caption}"
@@ -166,25 +190,6 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
-    """What the report measures after training.
-
-    Attributes:
-        task: `none`, `easy_vqa` (zero-shot questions, caption exact match) or `scene_text` (the text stage's oracle).
-        blind_control: train the same model on black images too and report it beside the seeing one.
-        questions: at most so many test questions; 0 is all.
-        max_new_tokens: of a decoded answer or caption.
-        batch_size: prompts decoded together.
-    """
-
-    task: Literal["none", "easy_vqa", "scene_text"] = "none"
-    blind_control: bool = False
-    questions: int = 0
-    max_new_tokens: int = 20
-    batch_size: int = 256
-
-
-@dataclass(frozen=True)
 class MeshSettings:
     """How the devices are arranged; see `sharding.py`. At most one axis is -1, which takes what the others leave.
 
@@ -231,6 +236,16 @@ class Config:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
+
+    @property
+    def pairs_per_row(self) -> int:
+        """Most pictures with their texts in a training row; a step has at least batch_size / pairs_per_row rows."""
+        return max(self.data.pack, 2 if self.data.pair_probability else 1)
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows of one micro-batch over all devices: what the mesh's `data` x `fsdp` must divide."""
+        return self.train.batch_size // self.pairs_per_row // self.optim.accumulate
 
 
 def default_config() -> ConfigDict:
@@ -292,10 +307,21 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if kind is dict and isinstance(value, Mapping):
         return dict(value)
+    if kind is tuple and isinstance(value, tuple | list):  # JSON has lists alone
+        return _convert_tuple(typing.get_args(hint), value, name)
     if type(value) is not kind:
         wanted = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else str(kind)
         raise UserError(f"{name} is {value!r}, a {type(value).__name__}; it must be a {wanted}")
     return value
+
+
+def _convert_tuple(hints: tuple[Any, ...], value: Sequence[Any], name: str) -> tuple[Any, ...]:
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise UserError(f"{name} is {value!r}; it must have {len(hints)} values")
+    pairs = zip(hints, value, strict=True)
+    return tuple(_convert(hint, entry, f"{name}[{place}]") for place, (hint, entry) in enumerate(pairs))
 
 
 def _check(config: Config) -> None:
@@ -307,8 +333,8 @@ def _check(config: Config) -> None:
 
     for name, value in (
         ("prefix.length", config.prefix.length),
-        ("data.image_size", config.data.image_size),
         ("data.captions_per_example", config.data.captions_per_example),
+        ("data.pack", config.data.pack),
         ("train.steps", config.train.steps),
         ("train.batch_size", config.train.batch_size),
         ("train.log_every", config.train.log_every),
@@ -317,8 +343,6 @@ def _check(config: Config) -> None:
         ("checkpoint.every", config.checkpoint.every),
         ("checkpoint.keep", config.checkpoint.keep),
         ("optim.accumulate", config.optim.accumulate),
-        ("evaluate.max_new_tokens", config.evaluate.max_new_tokens),
-        ("evaluate.batch_size", config.evaluate.batch_size),
         ("profile.steps", config.profile.steps),
     ):
         require(value >= 1, name, value, "it must be at least 1")
@@ -329,12 +353,11 @@ def _check(config: Config) -> None:
         ("optim.beta2", config.optim.beta2),
     ):
         require(0 <= share < 1, name, share, "it must be at least 0 and less than 1")
-    require(
-        0 <= config.data.question_fraction <= 1,
-        "data.question_fraction",
-        config.data.question_fraction,
-        "it is a share and must lie in 0..1",
-    )
+    for name, share in (
+        ("data.question_fraction", config.data.question_fraction),
+        ("data.pair_probability", config.data.pair_probability),
+    ):
+        require(0 <= share <= 1, name, share, "it is a share and must lie in 0..1")
     for name, amount in (
         ("optim.learning_rate", config.optim.learning_rate),
         ("optim.weight_decay", config.optim.weight_decay),
@@ -342,18 +365,26 @@ def _check(config: Config) -> None:
         ("optim.warmup_steps", config.optim.warmup_steps),
         ("train.patience", config.train.patience),
         ("train.embedding_noise", config.train.embedding_noise),
-        ("evaluate.questions", config.evaluate.questions),
+        ("data.processes", config.data.processes),
         ("profile.start", config.profile.start),
         ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
+    check_evaluate(config.evaluate, require)
     require(config.data.train != "", "data.train", "", "name what to train on, for example 'easy_vqa:train'")
     require(
-        config.train.batch_size % config.optim.accumulate == 0,
+        config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
         config.train.batch_size,
-        f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts",
+        f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts, times "
+        f"{config.pairs_per_row} pairs in a row (data.pack, data.pair_probability)",
     )
+    buckets = config.data.buckets
+    rule = f"lengths must rise, and the last be data.max_tokens={config.data.max_tokens}, which every text fits"
+    rising = list(buckets) == sorted(set(buckets)) and buckets[-1:] in ((), (config.data.max_tokens,))
+    require(rising, "data.buckets", buckets, rule)
+    rule = f"data.pack={config.data.pack} puts walls between pairs and this takes them away; use one of the two"
+    require(config.data.pack == 1 or not config.data.pair_probability, "data.pair_probability", "above 0", rule)
     for name, text, blank in (
         ("caption_format", config.data.caption_format, "{caption}"),
         ("question_format", config.data.question_format, "{question}"),
@@ -379,9 +410,15 @@ def _check(config: Config) -> None:
         "lm.weights='float' or lm.mode='frozen'",
     )
     if config.vision.name:
-        slots = config.prefix.length + int(config.data.bos)
         require(
-            config.data.max_tokens > slots + 1,
+            bool(config.vision.path) or not config.vision.freeze,
+            "vision.freeze",
+            config.vision.freeze,
+            "an encoder drawn at random would stay so; give vision.path",
+        )
+        slots = (config.prefix.length + int(config.data.bos)) * config.data.pack
+        require(
+            config.data.max_tokens > slots + config.data.pack,
             "data.max_tokens",
             config.data.max_tokens,
             f"the image slots and marks take {slots} positions; leave room for words",
@@ -393,7 +430,9 @@ def _check(config: Config) -> None:
             config.lm.mode,
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
-        require(not config.vision.freeze, "vision.freeze", True, "there is no encoder to freeze; set vision.name")
+        for option in ("freeze", "path"):
+            given = getattr(config.vision, option)
+            require(not given, f"vision.{option}", given, "there is no encoder that it is about; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
     sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
     for axis, size in sizes.items():

@@ -190,6 +190,36 @@ def prepare_decoding(module: Any, params: Mapping[str, Any]) -> tuple[Any, Mappi
     return module.clone(unroll=0), unstack_layers(params)
 
 
+def prefill(
+    params: Mapping[str, Any],
+    embeddings: Float[Array, "B S D"],
+    input_mask: Bool[Array, "B S"],
+    *,
+    module: Any,
+    room: int,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Runs left-padded prompts once; returns the logits behind their last positions, and the filled cache.
+
+    Args:
+        params: of the language model.
+        embeddings: prompts, words and image prefixes alike.
+        input_mask: True at prompt positions.
+        module: language model.
+        room: positions that the cache has behind the S of the prompts.
+    """
+    batch, length = input_mask.shape
+    hidden, cache = module.apply(
+        {"params": params},
+        embeddings,
+        positions=positions_from_mask(input_mask),
+        mask=jnp.pad(causal_mask(input_mask), ((0, 0), (0, 0), (0, room))),
+        cache=init_cache(module.config, batch=batch, length=length + room, dtype=module.dtype),
+        cache_index=jnp.int32(0),
+        method="stack",
+    )
+    return module.apply({"params": params}, hidden[:, -1:], method="logits")[:, 0], cache
+
+
 @functools.partial(jax.jit, static_argnames=("module", "config"))
 def _generate(
     params: Mapping[str, Any],
@@ -203,17 +233,7 @@ def _generate(
     batch, prompt = input_mask.shape
     steps, beams = config.max_new_tokens, config.num_beams
 
-    cache = init_cache(module.config, batch=batch, length=prompt + steps, dtype=module.dtype)
-    hidden, cache = module.apply(
-        {"params": params},
-        embeddings,
-        positions=positions_from_mask(input_mask),
-        mask=jnp.pad(causal_mask(input_mask), ((0, 0), (0, 0), (0, steps))),
-        cache=cache,
-        cache_index=jnp.int32(0),
-        method="stack",
-    )
-    logits = module.apply({"params": params}, hidden[:, -1:], method="logits")[:, 0]
+    logits, cache = prefill(params, embeddings, input_mask, module=module, room=steps)
 
     # Examples were prefilled once; from here on every beam is a row of its own, beams of an example side by side.
     cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), cache)

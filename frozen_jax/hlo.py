@@ -14,7 +14,7 @@ import numpy as np
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
 _SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|body|to_apply|condition)=%([\w.\-]+)|branch_computations=\{([^}]*)\}")
@@ -29,6 +29,10 @@ class Instruction(NamedTuple):
     operation: str
     rest: str
 
+    def arguments(self) -> list[str]:
+        """Returns the names of the arguments."""
+        return re.findall(r"%([\w.\-]+)", self.rest.split(")")[0])
+
     def dims(self) -> tuple[int, ...]:
         """Returns the sizes of an array result."""
         match = _SHAPE.search(self.shape)
@@ -41,15 +45,20 @@ class Program:
     def __init__(self, text: str):
         """Reads `compiled.as_text()`."""
         self.computations: dict[str, list[Instruction]] = {}
-        self.entry = ""
+        self.entry = name = ""
+        self._roots: dict[str, Instruction] = {}
         current: list[Instruction] = []
         for line in text.splitlines():
             head = _COMPUTATION.match(line)
             if head:
-                current = self.computations.setdefault(head[2], [])
-                self.entry = head[2] if head[1] else self.entry
+                name = head[2]
+                current = self.computations.setdefault(name, [])
+                self.entry = name if head[1] else self.entry
             elif match := _INSTRUCTION.match(line):
-                current.append(Instruction(*match.groups()))
+                root, *parts = match.groups()
+                current.append(Instruction(*parts))
+                if root:
+                    self._roots[name] = current[-1]
         self._named = {one.name: one for body in self.computations.values() for one in body}
         self._runs = self._count_runs()
 
@@ -99,14 +108,24 @@ class Program:
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
         if known:
             return int(known[1])
-        condition = re.search(r"condition=%([\w.\-]+)", loop.rest)
-        body = self.computations.get(condition[1], []) if condition else []
-        limits = [re.match(r"(\d+)\)", one.rest) for one in body if one.operation == "constant"]
-        return max((int(limit[1]) for limit in limits if limit), default=1)
+        calls = dict(re.findall(r"\b(condition|body)=%([\w.\-]+)", loop.rest))
+        # condition: counter < limit; body: the counter's place in the result is counter + stride.
+        compared = [self._named.get(name) for name in self._roots[calls["condition"]].arguments()]
+        counter, limit = compared[:2] if len(compared) >= 2 else (None, None)
+        if limit is None or (end := _constant(limit)) is None:
+            return 1
+        stride = None
+        place = re.search(r"index=(\d+)", counter.rest) if counter else None
+        results = self._roots[calls["body"]].arguments()
+        if place and int(place[1]) < len(results):
+            following = self._named.get(results[int(place[1])])
+            if following is not None and following.operation == "add":
+                values = [_constant(self._named[name]) for name in following.arguments() if name in self._named]
+                stride = max((value for value in values if value), default=None)
+        return -(-end // (stride or 1))
 
     def _product_flops(self, instruction: Instruction) -> float:
-        names = re.findall(r"%([\w.\-]+)", instruction.rest.split(")")[0])
-        left, right = (self._named[name].dims() for name in names[:2])
+        left, right = (self._named[name].dims() for name in instruction.arguments()[:2])
         out = instruction.dims()
         if instruction.operation == "dot":
             contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
@@ -144,6 +163,12 @@ def _convolution_flops(rest: str, image: tuple[int, ...], kernel: tuple[int, ...
         taps *= int(((places >= 0) & (places <= (size - 1) * step) & (places % step == 0)).sum())
     batch, channels = out[out_labels.index("b")], kernel[kernel_labels.index("i")] * kernel[kernel_labels.index("o")]
     return 2.0 * batch * channels * taps
+
+
+def _constant(instruction: Instruction) -> int | None:
+    """Returns the value of a whole number that stands in the program."""
+    match = re.match(r"(\d+)\)", instruction.rest) if instruction.operation == "constant" else None
+    return int(match[1]) if match else None
 
 
 def _result_bytes(instruction: Instruction) -> int:

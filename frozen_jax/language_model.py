@@ -172,7 +172,7 @@ def load_lm(
         )
     path = Path(directory_or_hub_id).expanduser()
     if not path.exists():
-        path = _download(str(directory_or_hub_id))
+        path = download_model(str(directory_or_hub_id))
     try:
         raw, tensors, tokenizer = _open_weights(path)
         config = lm_config_from_hf(raw)
@@ -202,7 +202,7 @@ def read_lm_config(directory_or_hub_id: str | Path) -> LMConfig:
     if not path.exists():
         if str(directory_or_hub_id) in PUBLISHED:
             return lm_config_from_hf(PUBLISHED[str(directory_or_hub_id)])
-        path = _download(str(directory_or_hub_id), files=("config.json",))
+        path = download_model(str(directory_or_hub_id), files=("config.json",))
     try:
         gguf = _find_gguf(path)
         if gguf is None:
@@ -277,7 +277,7 @@ def _read_tokenizer(directory: Path) -> Tokenizer | None:
     return None
 
 
-def _download(hub_id: str, *, files: Sequence[str] = HUB_FILES) -> Path:
+def download_model(hub_id: str, *, files: Sequence[str] = HUB_FILES) -> Path:
     """Returns the local copy of a model on a Hugging Face hub, or of some files of it.
 
     Raises:

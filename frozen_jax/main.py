@@ -5,7 +5,6 @@ The run itself is `run.py`.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -28,6 +27,11 @@ _CACHE = flags.DEFINE_string(
     "compilation_cache",
     "",
     "Directory of your own that keeps compiled programs for the next start, e.g. ~/.cache/frozen_jax; none by default.",
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the processes of this same command on the other machines, which JAX finds by itself on Cloud TPU and GKE.",
 )
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was found, for reports of defects.")
 
@@ -57,16 +61,16 @@ def _main(arguments: list[str]) -> None:
                 "--workdir=runs/quickstart"
             )
     logging.set_verbosity(logging.WARNING)  # Orbax reports each of its steps
-    from frozen_jax.processes import join_processes
+    from frozen_jax.processes import join_processes, leaving_on_error
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
-        join_processes()
+    join_processes(wanted=_DISTRIBUTED.value)
     if _CACHE.value:
         use_compilation_cache(Path(_CACHE.value))
     from frozen_jax.config import from_config_dict
     from frozen_jax.run import run
 
-    run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
+    with leaving_on_error():
+        run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
 
 
 def main() -> None:

@@ -71,7 +71,8 @@ def make_optimiser(settings: OptimSettings, rules: LabelRules, *, steps: int) ->
     )
 
     def label(params: Params) -> Params:
-        towers = tuple(f"{tower}/" for tower in params)
-        return match_rules(params, [rule for rule in rules if rule[0].startswith(towers)], what="freezing")
+        paths = flatten(params)  # of a sub-tree, in which some rules have nothing to match
+        present = [rule for rule in rules if any(re.fullmatch(rule[0], path) for path in paths)]
+        return match_rules(params, present, what="freezing")
 
     return optax.partition({TRAINABLE: optax.chain(*parts), FROZEN: optax.set_to_zero()}, label)

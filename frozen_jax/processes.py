@@ -6,7 +6,11 @@ messages to the user come from the first process alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import traceback
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -15,28 +19,60 @@ from jax.experimental import multihost_utils
 from frozen_jax.errors import UserError
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+MULTISLICE = "MEGASCALE_COORDINATOR_ADDRESS"  # set where TPU slices are joined
 
 Tree = TypeVar("Tree")
 
 
-def join_processes() -> None:
-    """Connects this process to the others of its run; call it before anything asks for devices.
+def join_processes(*, wanted: bool) -> None:
+    """Connects this process to the others of its run, if it has any; call it before anything asks for devices.
 
     On Cloud TPU, GKE and Slurm JAX finds the others by itself. Elsewhere three variables of the environment say where
     the first process listens, how many there are, and which one this is: JAX_COORDINATOR_ADDRESS (host:port),
     JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
 
+    Args:
+        wanted: `--distributed`; without it, and without an address in the environment, this process is alone.
+
     Raises:
-        UserError: neither gives the answer, or the first process cannot be reached.
+        UserError: nothing says where the others are, or a slice of several machines was started without `wanted`.
     """
-    count, index = _read_number(COUNT), _read_number(INDEX)
-    try:
-        jax.distributed.initialize(num_processes=count, process_id=index)
-    except ValueError as error:  # what the surroundings do not tell
+    if wanted or COORDINATOR in os.environ or MULTISLICE in os.environ:
+        count, index = _read_number(COUNT), _read_number(INDEX)
+        try:
+            jax.distributed.initialize(num_processes=count, process_id=index)
+        except ValueError as error:  # what the surroundings do not tell
+            raise UserError(
+                f"JAX cannot find the other processes of this run: {error} It finds them by itself on Cloud TPU, GKE "
+                f"and Slurm; elsewhere set {COORDINATOR}, {COUNT} and {INDEX}, as launch/local_multihost.sh does, or "
+                "start a single process, without --distributed"
+            ) from error
+    elif jax.process_count() > 1:
+        # A TPU slice connects its machines by itself; checkpoints and preemption need JAX's own service besides.
         raise UserError(
-            f"JAX cannot find the other processes of this run: {error} It finds them by itself on Cloud TPU, GKE and "
-            f"Slurm; elsewhere set {COORDINATOR}, {COUNT} and {INDEX}, as launch/local_multihost.sh does"
-        ) from error
+            f"this is one of {jax.process_count()} machines of a slice, and they save checkpoints together: "
+            "start the same command on all of them with --distributed"
+        )
+
+
+@contextlib.contextmanager
+def leaving_on_error() -> Iterator[None]:
+    """Ends one of several processes at once if the body raises; a single process raises as always.
+
+    At a normal end JAX waits for the other processes, which in the midst of a computation wait for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, UserError) and "--traceback" not in sys.argv:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def is_first() -> bool:

@@ -3,7 +3,10 @@
 A prompt is a list of parts; a part is text or the number of an image in a table of prefixes:
 
     [Image(7), " Question: what shape is present? Answer:"]       P = 2, with bos
-    PAD PAD bos SLOT SLOT Question : what shape is present ? Answer :
+    tokens     PAD PAD bos SLOT SLOT Question : what shape is present ? Answer :
+    positions   0   0   0   1    2      3     4  5     6    7    8    9   10   11
+
+Templates are text with a mark where the image stands, "[img] Question: {question} Answer:"; `fill` makes parts of them.
 """
 
 from __future__ import annotations
@@ -12,10 +15,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from frozen_jax.batch import PAD, SLOT
 from frozen_jax.errors import UserError
+
+IMAGE_MARK = "[img]"
+"""Where a template, and the prompts shown in reports, have an image."""
+
+EOS = "[eos]"
+"""Among stop strings: the language model's own end-of-text token."""
 
 
 class Image(NamedTuple):
@@ -39,6 +48,43 @@ class PromptRows(NamedTuple):
     tokens: Int32[np.ndarray, "B S"]
     images: Int32[np.ndarray, "B I"]
 
+    @property
+    def mask(self) -> Bool[np.ndarray, "B S"]:
+        """True where a position holds a word or an image."""
+        return np.asarray(self.tokens != PAD)
+
+    @property
+    def slots(self) -> Bool[np.ndarray, "B S"]:
+        """True where a position holds an image."""
+        return np.asarray(self.tokens == SLOT)
+
+    @property
+    def positions(self) -> Int32[np.ndarray, "B S"]:
+        """Each position's number within its own prompt; padding has 0."""
+        return np.maximum(np.cumsum(self.mask, axis=1, dtype=np.int32) - 1, 0)
+
+
+def fill(template: str, image: Image | str, **fields: str) -> Prompt:
+    """Makes the parts of a prompt from a template.
+
+    Marks and braces are read in the template alone: what is filled in stays as it is, whatever it contains.
+
+    Args:
+        template: text with `[img]` where the image stands and `{name}` where a field does.
+        image: the image, or words that describe it in its place.
+        **fields: by name.
+    """
+    parts: list[str | Image] = []
+    for number, text in enumerate(template.split(IMAGE_MARK)):
+        parts += [image] if number else []
+        parts += [text.format(**fields)] if text else []
+    return tuple(parts)
+
+
+def show(prompt: Prompt) -> str:
+    """Returns a prompt as a report prints it, verbatim, with a mark for each image."""
+    return "".join(IMAGE_MARK if isinstance(part, Image) else part for part in prompt)
+
 
 def encode_prompt(
     prompt: Prompt, *, encode: Callable[[str], Sequence[int]], prefix_length: int, bos_id: int | None
@@ -48,6 +94,72 @@ def encode_prompt(
     for part in prompt:
         ids += [SLOT] * prefix_length if isinstance(part, Image) else list(encode(part))
     return ids
+
+
+def check_room(
+    prompts: Sequence[Prompt],
+    rows: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    limit: int | None,
+    measure: Callable[[Prompt], int],
+) -> None:
+    """Refuses prompts that, with what is to follow, have more positions than the language model.
+
+    Args:
+        prompts: what `rows` encode, for the message.
+        rows: ids.
+        new_tokens: tokens that follow a prompt; the last of them is never fed, so it needs no position.
+        limit: positions of the language model; None or 0: as many as one likes.
+        measure: number of positions of some parts of a prompt, without bos.
+
+    Raises:
+        UserError: with the counts, and how many of the prompt's shots would fit.
+    """
+    if not limit:
+        return
+    room = limit - new_tokens + 1
+    for index, (prompt, ids) in enumerate(zip(prompts, rows, strict=True)):
+        if len(ids) <= room:
+            continue
+        shots = sum(isinstance(part, Image) for part in prompt) - 1
+        fitting = count_fitting_shots(prompt, room=room - (len(ids) - measure(prompt)), measure=measure)
+        if fitting >= 0 and shots > 0:
+            advice = f"{fitting} of its {shots} shots would fit"
+        elif room - len(ids) + new_tokens > 0:
+            advice = f"shorten it, or lower the new tokens to {room - len(ids) + new_tokens}"
+        else:
+            advice = "shorten it" if shots < 1 else "none of its shots would fit, nor would the query alone"
+        slots = sum(token == SLOT for token in ids)
+        raise UserError(
+            f"prompt {index} has {len(ids)} positions, {slots} of them image slots ({shots + 1} images), and "
+            f"{new_tokens} new tokens are to follow; the language model has {limit} positions: {advice}"
+        )
+
+
+def count_fitting_shots(prompt: Prompt, *, room: int, measure: Callable[[Prompt], int]) -> int:
+    """Returns how many shots fit before the query, the last ones first; -1: not even the query.
+
+    The query is the last image with all that follows, a shot any other image with the text after it; what stands before
+    the first image stays.
+    """
+    starts = [place for place, part in enumerate(prompt) if isinstance(part, Image)] or [0]
+    pieces = [prompt[start:end] for start, end in zip(starts, [*starts[1:], len(prompt)], strict=True)]
+    room -= measure(prompt[: starts[0]])
+    for count, piece in enumerate(reversed(pieces)):
+        room -= measure(piece)
+        if room < 0:
+            return count - 1
+    return len(pieces) - 1
+
+
+def round_up(length: int) -> int:
+    """Returns a length of at least `length` to pad to: multiples of 8, and from 64 on at most a quarter more.
+
+    Few different lengths come out, so few shapes are compiled.
+    """
+    step = max(8, 1 << max(length.bit_length() - 3, 0))
+    return -(-length // step) * step
 
 
 def lay_out(rows: Sequence[Sequence[int]], prompts: Sequence[Prompt], *, length: int) -> PromptRows:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 12
 QUESTIONS_PER_SAMPLE = 3
+SHOWN = 5
+"""Entries of a list in the table; the JSON file has all."""
 
 
 class Report:
@@ -48,23 +50,16 @@ class Report:
         self.figures.setdefault(section, {}).update(figures)
 
     def write(self, directory: Path, *, wall_s: float) -> dict[str, Any]:
-        """Writes report.json and report.md, prints the table and returns the figures."""
-        settings = self._config.evaluate
-        self.add(
-            "decoding",
-            method="greedy, open-ended",
-            stop=f"end-of-text token or {settings.max_new_tokens} new tokens",
-            question_prompt="[img]" + self._config.data.question_format,
-            caption_prompt="[img]",
-        )
+        """Writes the JSON and the Markdown file, prints the table and returns the figures."""
         self.figures["wall_s"] = round(wall_s, 1)
         self.figures["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         table = format_table(("figure", "value"), [(name, _show(value)) for name, value in _flatten(self.figures)])
         if not is_first():
             return self.figures
-        write_json_atomic(directory / "report.json", self.figures)
+        name = self._config.evaluate.report
+        write_json_atomic(directory / f"{name}.json", self.figures)
         text = f"# Report\n\nAccuracies and matches are percentages.\n\n{table}\n"
-        write_text_atomic(directory / "report.md", text)
+        write_text_atomic(directory / f"{name}.md", text)
         print(table)
         return self.figures
 
@@ -115,4 +110,10 @@ def _flatten(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
 
 
 def _show(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    """A value in a table's cell, which holds no line ends."""
+    if isinstance(value, list):
+        more = f" and {len(value) - SHOWN} more" if value[SHOWN:] else ""
+        return ", ".join(map(_show, value[:SHOWN])) + more
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("\n", "\\n").replace("|", "\\|")

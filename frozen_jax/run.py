@@ -8,41 +8,42 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers
-from frozen_jax.checkpoint import Checkpoints
-from frozen_jax.config import FREE_SECTIONS, Config, MeshSettings, identify, to_dict
-from frozen_jax.data.catalogue import open_source
-from frozen_jax.data.images import ImageOptions
+from frozen_jax.config import FREE_SECTIONS, Config, to_dict
+from frozen_jax.data.dirty import BadItems, report_bad_items
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
-from frozen_jax.data.records import Source, Subset
+from frozen_jax.data.records import Source
+from frozen_jax.data.sources import open_splits
 from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
-from frozen_jax.language_model import fingerprint_params, save_lm
+from frozen_jax.evaluate import evaluate
+from frozen_jax.language_model import fingerprint_params
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
-from frozen_jax.report import Report, draw_samples
+from frozen_jax.report import Report
+from frozen_jax.restore import list_texts, make_model, open_checkpoints
 from frozen_jax.sharding import make_mesh, share_of_rows
 from frozen_jax.state import Params, merge
-from frozen_jax.tasks import easy_vqa
+from frozen_jax.tasks.controls import Models
 from frozen_jax.telemetry import format_banner
 from frozen_jax.train import Trained, init_state, place_here, place_towers, restore_best, train
-from frozen_jax.workdir import Workdir, digest_config
+from frozen_jax.workdir import Workdir
 
-TOKENIZER_RECORDS = 5_000
-"""Training records whose texts a tokenizer made from scratch sees."""
+BAD_ITEMS = "bad_items"
+"""Folder of the workdir with the lists of items that could not be used."""
 
 
 class Fitted(NamedTuple):
-    """A trained model and what its training said about itself."""
+    """A trained model, and what its training said about itself."""
 
-    reader: easy_vqa.Reader
+    model: Model
     trained: Trained
     lm_sha256_before: str
     lm_sha256_after: str
@@ -66,18 +67,16 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
         wait_for_all("workdir")  # the first process has made it
         seeing = fit(config, workdir.path, mode=mode)
         report = Report(config, seeing.trained, jax.devices()[0].device_kind)
+        for name in ("train", "validation"):
+            report.add("bad_items", **{name: report_bad_items((workdir.path / BAD_ITEMS).glob(f"{name}.*.jsonl"))})
         report.add("frozen", lm_sha256_before=seeing.lm_sha256_before, lm_sha256_after=seeing.lm_sha256_after)
-        if config.evaluate.task == "easy_vqa":
-            blind = None
-            if config.evaluate.blind_control and not config.blind:
-                blind = fit(dataclasses.replace(config, blind=True), workdir.path / "blind", mode=mode)
-            _evaluate_easy_vqa(config, seeing, blind, report, workdir.path)
-        elif config.evaluate.task == "scene_text":
-            tests = easy_vqa.QuestionSet(config)
-            report.add("vqa", text_oracle=easy_vqa.score_text_oracle(seeing.reader, tests)["accuracy"])
-            reader = seeing.reader
-            if is_first():
-                save_lm(workdir.path / "lm", reader.model.lm.config, reader.params["lm"], reader.tokenizer)
+        blind = None
+        if config.evaluate.task != "none" and config.evaluate.blind_control and not config.blind:
+            black = dataclasses.replace(config, blind=True)
+            with Workdir(workdir.path / "blind", to_dict(black), free=FREE_SECTIONS) as control:
+                wait_for_all("blind workdir")
+                blind = fit(black, control.path, mode=mode).model
+        evaluate(config, Models(seeing.model, blind), report, workdir.path)
         return report.write(workdir.path, wall_s=time.monotonic() - start)
 
 
@@ -87,11 +86,10 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
     Raises:
         UserError: as `train`; or `mode` is "eval" and there is no checkpoint.
     """
-    directory.mkdir(exist_ok=True)
-    training_source, validation_source = open_source(config.data.train), open_source(config.data.validation)
-    towers = build_towers(config, corpus=_texts(training_source, config))
+    training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
+    towers = build_towers(config, corpus=list_texts(training_source, config))
     before = _hash_lm(towers.trainable, towers.frozen)
-    mesh = make_mesh(config.mesh, batch_size=config.train.batch_size // config.optim.accumulate)
+    mesh = make_mesh(config.mesh, batch_size=config.micro_batch_rows)
     placement = place_towers(config, towers, mesh)
     checkpoints = open_checkpoints(config, towers, directory)
     title = "blind control" if config.blind else "training"
@@ -101,12 +99,11 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
         if mode == "eval":
             trained = restore_best(checkpoints, init_state(config, towers, placement))
         else:
-            count = min(config.train.validation_examples, len(validation_source))
             trained = train(
                 config,
                 towers,
-                make_pipeline(training_source, config, towers, mesh),
-                make_pipeline(Subset(validation_source, range(count)), config, towers, mesh),
+                make_pipeline(training_source, config, towers, mesh, bad=open_bad_items(directory, "train")),
+                make_pipeline(validation_source, config, towers, mesh, bad=open_bad_items(directory, "validation")),
                 placement=placement,
                 directory=directory,
                 checkpoints=checkpoints,
@@ -115,35 +112,17 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
                 _say_how_it_ended(trained, config, directory)
     trainable = fetch_whole(trained.trainable)
     params = place_here(config, towers, trainable, placement)
-    reader = easy_vqa.Reader(config, towers.model, params, towers.tokenizer)
-    return Fitted(reader, trained, before, _hash_lm(trainable, towers.frozen))
+    return Fitted(make_model(config, towers, params), trained, before, _hash_lm(trainable, towers.frozen))
 
 
-def load_reader(config: Config, directory: Path) -> easy_vqa.Reader:
-    """Restores the best parameters of a run, to use them and not to train on.
-
-    Raises:
-        UserError: no checkpoint, or one that is damaged or belongs to another run.
-    """
-    towers = build_towers(config)
-    placement = place_towers(config, towers, make_mesh(MeshSettings(data=1), batch_size=1))
-    with contextlib.closing(open_checkpoints(config, towers, directory)) as checkpoints:
-        trained = restore_best(checkpoints, init_state(config, towers, placement))
-    params = place_here(config, towers, trained.trainable, placement)
-    return easy_vqa.Reader(config, towers.model, params, towers.tokenizer)
+def open_bad_items(directory: Path, name: str) -> BadItems:
+    """Opens this process's account of the items of a source that could not be used."""
+    return BadItems(directory / BAD_ITEMS / f"{name}.{jax.process_index()}.jsonl")
 
 
-def open_checkpoints(config: Config, towers: Towers, directory: Path) -> Checkpoints:
-    """Opens the checkpoints of a run of this config through this language model."""
-    return Checkpoints(
-        directory / "checkpoints",
-        keep=config.checkpoint.keep,
-        fingerprint=towers.fingerprint,
-        config_digest=digest_config(identify(config)),
-    )
-
-
-def make_pipeline(source: Source, config: Config, towers: Towers, mesh: Mesh) -> Pipeline:
+def make_pipeline(
+    source: Source, config: Config, towers: Towers, mesh: Mesh, *, bad: BadItems | None = None
+) -> Pipeline:
     """Builds this process's share of the batches of a source for these towers."""
     data = config.data
     share, shares = share_of_rows(mesh)
@@ -160,47 +139,19 @@ def make_pipeline(source: Source, config: Config, towers: Towers, mesh: Mesh) ->
         options=PipelineOptions(
             batch_size=config.train.batch_size,
             seed=config.seed,
-            images=ImageOptions(size=data.image_size) if config.vision.name else None,
+            images=data.image if config.vision.name else None,
             blind=config.blind,
             augment=data.augment,
+            on_bad=data.on_bad,
+            pack=data.pack,
+            pair_probability=data.pair_probability,
+            buckets=data.buckets,
+            processes=data.processes,
             process_index=share,
             process_count=shares,
         ),
+        bad=bad,
     )
-
-
-def _evaluate_easy_vqa(config: Config, seeing: Fitted, blind: Fitted | None, report: Report, directory: Path) -> None:
-    tests = easy_vqa.QuestionSet(config)
-    reader = seeing.reader
-    prefixes = reader.prefixes(tests.images)
-    scores, answers = easy_vqa.score_questions(reader, tests, prefixes)
-    name = "blind" if config.blind else "seeing"
-    caption, captions = easy_vqa.score_captions(reader, tests, prefixes)
-    report.add("caption", **caption)
-    report.add("vqa", **{name: scores})
-    if not config.blind:
-        report.add("vqa", shuffled=easy_vqa.score_shuffled(reader, tests, prefixes))
-    if blind is not None:
-        scores, _ = easy_vqa.score_questions(blind.reader, tests, blind.reader.prefixes(tests.images))
-        report.add("vqa", blind=scores)
-        blind_caption, _ = easy_vqa.score_captions(blind.reader, tests, blind.reader.prefixes(tests.images))
-        report.add("caption", blind_exact_match=blind_caption["exact_match"])
-    report.add("vqa", **easy_vqa.score_baselines(tests))
-    report.add("vqa", text_oracle=easy_vqa.score_text_oracle(reader, tests)["accuracy"])
-    if is_first():
-        draw_samples(directory / "samples.png", tests, captions, answers)
-
-
-def _texts(source: Source, config: Config) -> Iterator[str]:
-    """All texts of the first records, worded as in training: what a tokenizer from scratch is trained on."""
-    data = config.data
-    for index in range(min(len(source), TOKENIZER_RECORDS)):
-        record = source.record(index)
-        for caption in record.captions:
-            yield data.caption_format.format(caption=caption)
-        for question in record.questions:
-            yield data.question_format.format(question=question.text)
-            yield from (data.answer_format.format(answer=answer) for answer in question.answers)
 
 
 def _say_how_it_ended(trained: Trained, config: Config, directory: Path) -> None:

@@ -161,7 +161,10 @@ def fit_spec(spec: PartitionSpec, shape: Sequence[int], sizes: Mapping[str, int]
         stacked: the first dimension counts layers and is never cut.
     """
     wanted = [*spec, *[None] * (len(shape) - len(spec))]
-    cut = [axis if axis and sizes[axis] > 1 and size % sizes[axis] == 0 else None for axis, size in zip(wanted, shape)]
+    cut = [
+        axis if axis and sizes[axis] > 1 and size % sizes[axis] == 0 else None
+        for axis, size in zip(wanted, shape, strict=True)
+    ]
     if "fsdp" in wanted and "fsdp" not in cut and sizes["fsdp"] > 1:
         free = [d for d in range(int(stacked), len(shape)) if cut[d] is None and shape[d] % sizes["fsdp"] == 0]
         if free:
@@ -255,15 +258,13 @@ def place(
     if frozen_choice == "auto":
         cut = sum(bytes_per_device(leaf) for _, leaf in kept) > REPLICATED_BYTES
     cut = cut and sizes["fsdp"] > 1
-    return Placement(
-        mesh, describe(sides["trainable"], sizes), describe(sides["frozen"], sizes) if cut else kept, cut
-    )
+    return Placement(mesh, describe(sides["trainable"], sizes), describe(sides["frozen"], sizes) if cut else kept, cut)
 
 
 def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
     """Returns what one device stores of an array that a `Placement` describes."""
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    return math.prod(shape) * leaf.dtype.itemsize
+    shape: Sequence[int] = leaf.sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * int(leaf.dtype.itemsize)
 
 
 def shardings_of(tree: Tree) -> Tree:
@@ -305,7 +306,7 @@ def on_mesh(step: Callable[..., Result], mesh: AnyMesh) -> Callable[..., Result]
     return traced
 
 
-def constrain(x: Shaped[Array, "B *rest"], place: str) -> Shaped[Array, "B *rest"]:
+def constrain(x: Shaped[Array, "*dims"], place: str) -> Shaped[Array, "*dims"]:
     """Holds an activation to the layout of its place (`ACTIVATIONS`); outside of a mesh, it stays as it is.
 
     Rows are cut along as many of the place's axes as divide their number.
@@ -317,7 +318,8 @@ def constrain(x: Shaped[Array, "B *rest"], place: str) -> Shaped[Array, "B *rest
     axes = [axis for axis in rows if mesh.shape[axis] > 1]
     while axes and x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
         axes.pop()
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(axes) or None, *rest))
+    held: Array = jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(axes) or None, *rest))
+    return held
 
 
 def gather(params: Params, *, tables: bool = False) -> Params:
@@ -336,9 +338,11 @@ def gather(params: Params, *, tables: bool = False) -> Params:
 
     def whole(leaf: Array) -> Array:
         cut = tables and leaf.shape[0] % mesh.shape["tensor"] == 0
-        return jax.lax.with_sharding_constraint(leaf, PartitionSpec("tensor") if cut else PartitionSpec())
+        gathered: Array = jax.lax.with_sharding_constraint(leaf, PartitionSpec("tensor") if cut else PartitionSpec())
+        return gathered
 
-    return jax.tree.map(whole, params)
+    gathered: Params = jax.tree.map(whole, params)
+    return gathered
 
 
 def share_of_rows(mesh: Mesh) -> tuple[int, int]:
@@ -360,22 +364,25 @@ def share_of_rows(mesh: Mesh) -> tuple[int, int]:
     return shares.index(blocks[jax.process_index()]), len(shares)
 
 
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+def put_batch(batch: Batch, mesh: AnyMesh) -> Batch:
     """Puts this process's share of the rows on its devices; the result stands for the global batch."""
+    assert isinstance(mesh, Mesh), "an abstract mesh has no devices"
     held = _row_blocks(mesh)[jax.process_index()]
     _, shares = share_of_rows(mesh)
     sharding = by_example(mesh)
 
     def put(rows: np.ndarray) -> jax.Array:
         block = len(rows) // len(held)
+        shape = (len(rows) * shares, *rows.shape[1:])
 
-        def cut(index: tuple[slice, ...]) -> np.ndarray:
-            start = held.index(index[0].indices(len(rows) * shares)[0] // block) * block
+        def cut(index: Any) -> np.ndarray:
+            start = held.index(index[0].indices(shape[0])[0] // block) * block
             return rows[start : start + block]
 
-        return jax.make_array_from_callback((len(rows) * shares, *rows.shape[1:]), sharding, cut)
+        return jax.make_array_from_callback(shape, sharding, cut)
 
-    return Batch(*[put(np.asarray(rows)) for rows in batch])
+    placed: Batch = jax.tree.map(lambda rows: put(np.asarray(rows)), batch)
+    return placed
 
 
 def _row_blocks(mesh: Mesh) -> dict[int, list[int]]:

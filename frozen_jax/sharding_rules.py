@@ -1,7 +1,7 @@
 """Which dimension of each parameter is cut along which mesh axis: one table per tower, by parameter path.
 
 A rule is (regex, PartitionSpec); the whole path has to match, the first match wins, there is no catch-all
-(`state.match_rules`). What happens where an axis does not divide a dimension is in `sharding.py`, next in the data flow.
+(`state.match_rules`). What happens where an axis does not divide a dimension is in `sharding.py`, which comes next.
 
     tensor   splits the work: heads, MLP width and vocabulary of the language model (each device computes its share)
     fsdp     splits the storage: one more dimension of every large array, gathered where it is used

@@ -86,11 +86,12 @@ def loss_fn(
     images = batch.images.shape[1]
     prefixes = model.embed_images(params, batch.images, rng=rng) if images else None
     embeddings = model.embed(params, batch.tokens, prefixes)
-    mask = input_mask(batch.tokens)
+    present = input_mask(batch.tokens).astype(jnp.int32)
+    segments = present if batch.segments is None else jnp.asarray(batch.segments)
     if options.embedding_noise and rng is not None:
         size = options.embedding_noise * jnp.sqrt(jnp.mean(jnp.square(embeddings)))
         embeddings += size * jax.random.normal(jax.random.fold_in(rng, 3), embeddings.shape, embeddings.dtype)
-    hidden = model.run_lm(params, embeddings, mask, rng=rng if options.lm_dropout else None)
+    hidden = model.run_lm(params, embeddings, segments, rng=rng if options.lm_dropout else None)
     states, targets, weights = gather_predictions(hidden, batch, slots=images * model.prefix_length)
     logits = model.logits(params, states).astype(jnp.float32)
     words = jnp.maximum(targets, 0)  # places without loss may hold SLOT or PAD

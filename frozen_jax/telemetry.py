@@ -10,9 +10,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -20,7 +20,10 @@ from tqdm import tqdm
 from frozen_jax.errors import UserError
 from frozen_jax.events import EventWriter
 from frozen_jax.sharding import Placement, bytes_per_device
+from frozen_jax.throughput import Throughput
 from frozen_jax.workdir import write_text_atomic
+
+Item = TypeVar("Item")
 
 METRICS = "metrics.jsonl"
 _LINE_EVERY_S = 60.0  # in a log, where a bar would be thousands of lines: one line a minute …
@@ -49,7 +52,14 @@ class Telemetry:
     """
 
     def __init__(
-        self, workdir: str | Path, *, total_steps: int, examples_per_step: int, resume_step: int | None = None
+        self,
+        workdir: str | Path,
+        *,
+        total_steps: int,
+        examples_per_step: int,
+        resume_step: int | None = None,
+        flops_per_example: float | None = None,
+        peak_flops_per_s: float | None = None,
     ) -> None:
         """Opens the files, and drops what a killed run logged beyond the checkpoint that it resumes from.
 
@@ -58,6 +68,8 @@ class Telemetry:
           total_steps: the step at which training ends, for the bar and the time left.
           examples_per_step: examples of one step over all devices.
           resume_step: the restored step, or None in a run that starts: then nothing logged before is kept.
+          flops_per_example: for MFU, see `throughput.Throughput`.
+          peak_flops_per_s: likewise, of all devices.
 
         Raises:
           UserError: the files cannot be written, or `metrics.jsonl` is damaged.
@@ -65,9 +77,11 @@ class Telemetry:
         self._total_steps = total_steps
         self._examples_per_step = examples_per_step
         self._first_step = resume_step or 0
-        self._mark: tuple[int, float] | None = None
-        self._examples = 0
-        self._seconds = 0.0
+        self._throughput = Throughput(
+            examples_per_step=examples_per_step,
+            flops_per_example=flops_per_example,
+            peak_flops_per_s=peak_flops_per_s,
+        )
         self._line_time = -math.inf
         self._line_step = self._first_step
         self._active = jax.process_index() == 0
@@ -94,13 +108,18 @@ class Telemetry:
     @property
     def examples_per_s(self) -> float:
         """Training throughput since the first log, less the pauses that other kinds end; NaN before the second."""
-        return self._examples / self._seconds if self._seconds else math.nan
+        return self._throughput.examples_per_s
+
+    def time_input(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Yields the batches, and counts the time that each was waited for into `input_wait_s`."""
+        return self._throughput.time_input(batches)
 
     def log(self, step: int, scalars: Mapping[str, SupportsFloat], *, kind: str = "train") -> None:
         """Appends one line to `metrics.jsonl`, adds the scalars to TensorBoard as `kind/name`, moves the bar.
 
-        A line of kind "train" gets `examples_per_s` over the steps since the log before it; the first one, which covers
-        the compilation, does not. A log of another kind ends a pause of the training, which counts for nothing.
+        A line of kind "train" gets the figures of `Throughput.measure` over the steps since the log before it; the
+        first one, which covers the compilation, does not. A log of another kind ends a pause of the training, which
+        counts for nothing.
 
         Args:
           step: the number of training steps done.
@@ -112,11 +131,7 @@ class Telemetry:
         """
         now = time.monotonic()
         values = {name: float(value) for name, value in scalars.items()}
-        if kind == "train" and self._mark is not None and step > self._mark[0]:
-            examples, seconds = (step - self._mark[0]) * self._examples_per_step, now - self._mark[1]
-            self._examples, self._seconds = self._examples + examples, self._seconds + seconds
-            values["examples_per_s"] = round(examples / max(seconds, 1e-9), 2)
-        self._mark = (step, now)
+        values |= self._throughput.measure(step, training=kind == "train")
         if not self._active:
             return
         finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
@@ -157,7 +172,7 @@ class Telemetry:
         pause = now - self._line_time
         if pause >= _LINE_EVERY_S or (tenth and pause >= _LINE_AT_LEAST_S) or step == self._total_steps:
             left = ""
-            if self._seconds:
+            if math.isfinite(self.examples_per_s):
                 seconds = (self._total_steps - step) * self._examples_per_step / self.examples_per_s
                 left = f", {tqdm.format_interval(seconds)} left"
             percent = 100 * step // self._total_steps
@@ -252,7 +267,18 @@ def _truncate(path: Path, resume_step: int | None) -> None:
 
 
 def _format_scalars(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name.replace('_per_s', '/s')} {value:.4g}" for name, value in values.items())
+    return ", ".join(_format_scalar(name, value) for name, value in values.items())
+
+
+def _format_scalar(name: str, value: float) -> str:
+    """Formats one figure for the progress line: the name's unit goes behind the value."""
+    if name.endswith("_bytes"):
+        return f"{name.removesuffix('_bytes')} {format_bytes(value)}"
+    if name.endswith("_per_s"):
+        return f"{name.removesuffix('_per_s')}/s {value:.4g}"
+    if name.endswith("_s"):
+        return f"{name.removesuffix('_s')} {value:.3g} s"
+    return f"{name} {value:.4g}"
 
 
 def _format_side(tree: Any) -> str:
@@ -264,7 +290,7 @@ def _format_side(tree: Any) -> str:
     return f"{count:,} parameters, {format_bytes(size)}{share}"
 
 
-def format_bytes(size: float) -> str:
+def format_bytes(size: int | float) -> str:
     """Formats a size with four significant digits: 77.19 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

@@ -7,6 +7,7 @@ tables inside a GGUF file (`convert/gguf_reader.py`). Next in the data flow: `da
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,17 @@ class Tokenizer:
         """Text of `ids` (a list or an integer array); special tokens, slots and padding (negative ids) are left out."""
         words = [int(value) for value in ids]
         return str(self._backend.decode([word for word in words if word >= 0], skip_special_tokens=True))
+
+    def find_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of all tokens whose own text contains `text`, and of the one token, also a special one, that it is."""
+        own = self.encode(text)
+        found = {number for number, token in enumerate(self._texts) if text in token}
+        return tuple(sorted(found.union(own if len(own) == 1 else ())))
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
+        """Each id's own text; special tokens and incomplete characters have none."""
+        return [self.decode([number]).replace("\ufffd", "") for number in range(self.vocab_size)]
 
     def save(self, directory: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which this class and transformers read back."""

@@ -41,6 +41,7 @@ from frozen_jax.sharding_rules import list_sharding_rules
 from frozen_jax.state import LabelRules, Params, TrainState, merge
 from frozen_jax.steps import LossOptions, LossParts, make_eval_step, make_train_step
 from frozen_jax.telemetry import Telemetry, check_finite
+from frozen_jax.throughput import ProfileWindow
 
 
 class Progress(NamedTuple):
@@ -123,6 +124,8 @@ def train(
     placement: Placement,
     directory: Path,
     checkpoints: Checkpoints,
+    flops_per_example: float | None = None,
+    peak_flops_per_s: float | None = None,
 ) -> Trained:
     """Trains until `train.steps`, or `train.patience` evaluations that bring nothing; returns the best parameters.
 
@@ -136,6 +139,8 @@ def train(
         placement: where the parameters lie, from `place_towers`.
         directory: gets metrics and events.
         checkpoints: of this directory.
+        flops_per_example: that a step must do for one example, for MFU; None leaves it out.
+        peak_flops_per_s: of all devices; None leaves MFU out.
 
     Raises:
         UserError: a loss or gradient that is not finite (with step and sample ids), a batch that does not fit, a
@@ -158,15 +163,20 @@ def train(
         total_steps=settings.steps,
         examples_per_step=settings.batch_size,
         resume_step=progress.step or None,
+        flops_per_example=flops_per_example,
+        peak_flops_per_s=peak_flops_per_s,
     )
     pending: list[Pending] = []
-    with contextlib.closing(telemetry):
-        for position, batch in training.iterate(Position(progress.epoch, progress.used)):
+    window = ProfileWindow(directory / "profile", start=config.profile.start, steps=config.profile.steps)
+    with contextlib.closing(telemetry), contextlib.closing(window):
+        for position, batch in telemetry.time_input(training.iterate(Position(progress.epoch, progress.used))):
             if progress.finished:
                 break
             validate(batch, prefix_length=towers.model.prefix_length, vocab_size=vocab_size)
             step = progress.step + 1
+            window.before(step)
             state, metrics = step_fn(state, frozen, put_batch(batch, placement.mesh), jax.random.fold_in(root, step))
+            window.after(step, metrics)
             pending.append(Pending(step, metrics, np.asarray(batch.sample_ids)))
             done = step == settings.steps
             evaluating = done or step % settings.evaluate_every == 0

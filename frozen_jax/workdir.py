@@ -100,7 +100,9 @@ class Workdir:
         found = self.path / CONFIG
         if not found.exists():
             foreign = sorted(
-                entry.name for entry in self.path.iterdir() if entry.name not in (LOCK, LOGS) and not _is_temporary(entry)
+                entry.name
+                for entry in self.path.iterdir()
+                if entry.name not in (LOCK, LOGS) and not _is_temporary(entry)
             )
             if foreign:
                 raise UserError(

@@ -53,7 +53,7 @@ def tiny_config(tiny_lm):
     config.vision.options = {"widths": (8, 8), "depths": (1, 1), "stem_width": 8}
     config.data.train = "fake:48"
     config.data.validation = "fake:10"
-    config.data.image_size = 16
+    config.data.image.size = 16
     config.data.max_tokens = 40
     config.optim.learning_rate = 1e-2
     config.train.steps = 6

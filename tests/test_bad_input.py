@@ -133,7 +133,7 @@ def workdir(tiny_lm, tmp_path_factory):
     config.vision.name = "nf_resnet_small"
     config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
     config.data.train = config.data.validation = "fake:8"
-    config.data.image_size, config.data.max_tokens = 16, 40
+    config.data.image.size, config.data.max_tokens = 16, 40
     config.train.steps, config.train.batch_size = 1, 8
     directory = tmp_path_factory.mktemp("run") / "w"
     run(from_config_dict(config), directory, mode="train")

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -16,7 +18,7 @@ def config():
 
 def test_defaults_are_the_papers(config):
     built = from_config_dict(config)
-    assert (built.prefix.length, built.train.batch_size, built.data.image_size) == (2, 128, 224)
+    assert (built.prefix.length, built.train.batch_size, built.data.image.size) == (2, 128, 224)
     assert (built.optim.learning_rate, built.optim.beta1, built.optim.beta2) == (3e-4, 0.9, 0.95)
     assert built.optim.schedule == "constant" and built.lm.mode == "frozen" and not built.blind
 
@@ -25,6 +27,15 @@ def test_round_trip_through_json_types(config):
     built = from_config_dict(config)
     assert from_config_dict(to_dict(built)) == built
     assert from_config_dict(ConfigDict(to_dict(built))) == built
+    config.data.buckets = (12, 34)
+    built = from_config_dict(config)
+    assert from_config_dict(json.loads(json.dumps(to_dict(built)))) == built, "JSON has lists for tuples"
+
+
+def test_walls_and_joined_pairs_exclude_each_other(config):
+    config.data.pack, config.data.pair_probability = 2, 0.5
+    with pytest.raises(UserError, match=r"config\.data\.pair_probability.*data\.pack=2 puts walls"):
+        from_config_dict(config)
 
 
 def test_misspelt_setting_is_refused_where_it_is_written(config):
@@ -55,7 +66,19 @@ def test_unknown_key_names_the_nearest():
         ("data", "max_tokens", 3, r"config\.data\.max_tokens is 3; the image slots and marks take 2"),
         ("data", "question_format", "Q:", r"config\.data\.question_format .*\{question\}"),
         ("data", "question_fraction", 1.5, r"config\.data\.question_fraction is 1\.5"),
+        ("data", "pack", 3, r"config\.train\.batch_size is 128.*times 3 pairs in a row"),
+        ("data", "buckets", (20, 10), r"config\.data\.buckets is \(20, 10\); lengths must rise.*max_tokens=34"),
+        ("data", "buckets", (10, 20), r"config\.data\.buckets is \(10, 20\)"),
+        ("data", "buckets", (10, 34.0), r"config\.data\.buckets\[1\] is 34\.0, a float"),
+        ("data", "on_bad", "skip", r"config\.data\.on_bad is 'skip'; it must be one of 'raise', 'replace'"),
+        ("data", "image", {"size": 8, "background": (0, 0)}, r"config\.data\.image\.background .*must have 3 values"),
+        ("data", "image", {"size": 0}, r"images: size 0 must be at least 1"),
+        ("data", "pair_probability", -0.5, r"config\.data\.pair_probability is -0\.5"),
         ("mesh", "data", 0, r"config\.mesh\.data is 0"),
+        ("mesh", "fsdp", -1, r"config\.mesh\.fsdp is -1; mesh\.data is -1 too, and only one axis can be the rest"),
+        ("mesh", "frozen", "some", r"config\.mesh\.frozen is 'some'; it must be one of 'auto', "),
+        ("profile", "start", -5, r"config\.profile\.start is -5"),
+        ("profile", "steps", 0, r"config\.profile\.steps is 0"),
         ("vision", "name", "", r"config\.lm\.mode is 'frozen'; without vision\.name nothing would be trained"),
     ],
 )

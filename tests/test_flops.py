@@ -37,9 +37,9 @@ H100 = dataclasses.replace(CHIPS["h100"], flops_per_s=798e12, hbm_bytes_per_s=3.
 """What large products and copies were measured to reach on one; the maker's peaks are never reached."""
 
 
-def build(architecture, vision, *, size, dtype=jnp.float32, unroll=1):
+def build(architecture, vision, *, size, dtype=jnp.float32, unroll=1, remat="none"):
     config, (name, options) = lm_config_from_hf(architecture), vision
-    lm, encoder = build_lm(config, dtype=dtype, unroll=unroll), build_vision(name, dtype=dtype, **options)
+    lm, encoder = build_lm(config, dtype=dtype, unroll=unroll, remat=remat), build_vision(name, dtype=dtype, **options)
     model = FrozenModel(lm, encoder, Prefix(length=2, width=config.embed_width, embedding_rms=0.1, dtype=dtype))
     params = jax.eval_shape(lambda k: {**model.init_lm(k), **model.init_vision(k, image_size=size)}, jax.random.key(0))
     params["lm"] = jax.tree.map(lambda leaf: Abstract(leaf.shape, dtype), params["lm"])

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from frozen_jax.config import from_config_dict
+from frozen_jax.config import MeshSettings, ProfileSettings, from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params
-from frozen_jax.run import load_reader, run
+from frozen_jax.restore import load
+from frozen_jax.run import run
 from frozen_jax.state import flatten
 from frozen_jax.train import Progress, judge
 
@@ -20,8 +22,8 @@ def read_metrics(directory, kind="train"):
     return {line["step"]: line["loss"] for line in lines if line["kind"] == kind}
 
 
-def trained_fingerprint(config, directory):
-    params = load_reader(config, directory).params
+def trained_fingerprint(directory):
+    params = load(directory).params
     return fingerprint_params({key: params[key] for key in ("vision", "prefix")})
 
 
@@ -41,7 +43,7 @@ def make_config(tiny_lm, **train):
     config.vision.name = "nf_resnet_small"
     config.vision.options = {"widths": (8, 8), "depths": (1, 1), "stem_width": 8}
     config.data.train, config.data.validation = "fake:48", "fake:10"
-    config.data.image_size, config.data.max_tokens = 16, 40
+    config.data.image.size, config.data.max_tokens = 16, 40
     config.optim.learning_rate = 1e-2
     config.train.steps, config.train.batch_size = 6, 8
     config.train.log_every, config.train.evaluate_every = 2, 3
@@ -56,6 +58,10 @@ def test_a_run_writes_everything(finished):
     assert {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "report.json", "report.md"} <= there
     assert json.loads((directory / "report.json").read_text()) == report
     assert list(read_metrics(directory)) == [2, 3, 4, 6]
+    measured = {"examples_per_s", "step_time_s", "input_wait_s"}
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if measured <= set(line)] == [3, 4, 6]
+    assert not any("mfu" in line for line in lines)
     assert list(read_metrics(directory, "validation")) == [3, 6]
     assert report["frozen"]["lm_sha256_before"] == report["frozen"]["lm_sha256_after"]
     assert report["train"]["steps"] == 6 and report["train"]["examples_per_s"] > 0
@@ -82,7 +88,7 @@ def test_resuming_continues_bitwise(finished, tiny_lm, tmp_path, monkeypatch):
     run(config, tmp_path / "w", mode="train")
     assert read_metrics(tmp_path / "w") == read_metrics(directory)
     assert read_metrics(tmp_path / "w", "validation") == read_metrics(directory, "validation")
-    assert trained_fingerprint(config, tmp_path / "w") == trained_fingerprint(config, directory)
+    assert trained_fingerprint(tmp_path / "w") == trained_fingerprint(directory)
 
 
 def test_a_finished_run_only_evaluates(finished, monkeypatch, capsys):
@@ -102,8 +108,8 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(finished, t
     run(config, tmp_path / "same", mode="train")
     other = dataclasses.replace(config, seed=1)
     run(other, tmp_path / "other", mode="train")
-    assert trained_fingerprint(config, tmp_path / "same") == trained_fingerprint(config, directory)
-    assert trained_fingerprint(other, tmp_path / "other") != trained_fingerprint(config, directory)
+    assert trained_fingerprint(tmp_path / "same") == trained_fingerprint(directory)
+    assert trained_fingerprint(tmp_path / "other") != trained_fingerprint(directory)
 
 
 def test_eight_devices_train_like_one(finished, tmp_path):
@@ -116,12 +122,27 @@ def test_eight_devices_train_like_one(finished, tmp_path):
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
 
 
+def test_a_run_goes_on_on_another_mesh_and_profiles_there(finished, tmp_path):
+    """Begun on one device, resumed at step 4 on 2 x 4, everything cut along fsdp: the same losses to rounding."""
+    config, directory, _ = finished
+    shutil.copytree(directory, tmp_path / "w")
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / "6")
+    elsewhere = dataclasses.replace(
+        config, mesh=MeshSettings(data=-1, fsdp=4, frozen="sharded"), profile=ProfileSettings(start=5, steps=1)
+    )
+    run(elsewhere, tmp_path / "w", mode="train")
+    one, eight = read_metrics(directory), read_metrics(tmp_path / "w")
+    assert list(one) == list(eight)
+    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
+    assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
+
+
 def test_blind_sees_no_picture(tiny_lm, tmp_path):
     config = dataclasses.replace(make_config(tiny_lm), blind=True)
     run(config, tmp_path / "w", mode="train")
-    reader = load_reader(config, tmp_path / "w")
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    assert reader.prefixes(pictures).shape[0] == 1 and reader.image(2).row == 0
+    prefixes = load(tmp_path / "w").embed_image(pictures)
+    assert prefixes.shape == (3, 2, 16) and (prefixes == prefixes[:1]).all()
 
 
 @pytest.mark.parametrize("mode", ["finetuned", "scratch"])
@@ -137,7 +158,7 @@ def test_prefix_length_is_a_switch(tiny_lm, tmp_path, length):
     config = make_config(tiny_lm, steps=2, evaluate_every=2)
     config = dataclasses.replace(config, prefix=dataclasses.replace(config.prefix, length=length))
     run(config, tmp_path / "w", mode="train")
-    kernel = flatten(load_reader(config, tmp_path / "w").params)["prefix/projection/kernel"]
+    kernel = flatten(load(tmp_path / "w").params)["prefix/projection/kernel"]
     assert kernel.shape == (8, length * 16)
 
 

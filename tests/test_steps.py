@@ -12,6 +12,8 @@ import pytest
 from frozen_jax.batch import PAD, SLOT, Batch
 from frozen_jax.build import build_towers
 from frozen_jax.config import OptimSettings, from_config_dict
+from frozen_jax.data.sequences import lay_out_batch
+from frozen_jax.data.text import Piece, RowLayout
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
@@ -84,7 +86,7 @@ def test_loss_by_hand():
     params, batch = merge(trainable, frozen), make_batch()
     parts = loss_fn(params, model, batch)
     prefixes = model.embed_images(params, batch.images)
-    hidden = model.run_lm(params, model.embed(params, batch.tokens, prefixes), jnp.asarray(TOKENS != PAD))
+    hidden = model.run_lm(params, model.embed(params, batch.tokens, prefixes), jnp.asarray(TOKENS != PAD, jnp.int32))
     logits = np.asarray(model.logits(params, hidden), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     places = [(0, 2, 5), (0, 3, 7), (0, 4, 0), (1, 2, 9), (1, 3, 0)]
@@ -97,7 +99,7 @@ def test_smoothing_by_hand():
     model, trainable, frozen, _ = make_towers(False)
     params, batch = merge(trainable, frozen), make_batch()
     prefixes = model.embed_images(params, batch.images)
-    hidden = model.run_lm(params, model.embed(params, batch.tokens, prefixes), jnp.asarray(TOKENS != PAD))
+    hidden = model.run_lm(params, model.embed(params, batch.tokens, prefixes), jnp.asarray(TOKENS != PAD, jnp.int32))
     log_probs = np.asarray(jax.nn.log_softmax(model.logits(params, hidden)), np.float64)
     want = 0.0
     for row, column, word in [(0, 2, 5), (0, 3, 7), (0, 4, 0), (1, 2, 9), (1, 3, 0)]:
@@ -116,6 +118,28 @@ def test_what_stands_at_padding_does_not_matter():
     np.testing.assert_allclose(
         loss_fn(params, model, longer).loss_sum, loss_fn(params, model, batch).loss_sum, rtol=1e-5
     )
+
+
+def test_packed_rows_have_the_loss_and_gradient_of_single_ones():
+    """Walls between the pairs and own positions: nothing of one pair reaches the other."""
+    model, trainable, frozen, _ = make_towers(False)
+    single = make_batch()
+    pieces = [Piece([5, 7]), Piece([9])]
+    layout = RowLayout(max_tokens=14, prefix_length=2, bos_id=0, eos_id=0)
+    packed = lay_out_batch(np.asarray(single.images), pieces, np.arange(2), layout=layout, pack=2, paired=False)
+    assert packed.tokens.shape == (1, 14) and packed.segments is not None
+    joined = lay_out_batch(np.asarray(single.images), pieces, np.arange(2), layout=layout, pack=1, paired=True)
+
+    @jax.jit
+    def run(trainable, batch):
+        return jax.value_and_grad(lambda t: loss_fn(merge(t, frozen), model, batch).loss_sum)(trainable)
+
+    loss, gradient = run(trainable, single)
+    packed_loss, packed_gradient = run(trainable, packed)
+    np.testing.assert_allclose(packed_loss, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), packed_gradient, gradient)
+    assert abs(run(trainable, packed._replace(segments=None))[0] - loss) > 1e-3, "without walls"
+    assert abs(run(trainable, joined)[0] - loss) > 1e-3, "two pairs in one text"
 
 
 def test_the_dropout_of_a_frozen_lm_is_off():

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from frozen_jax import telemetry
+from frozen_jax.config import MeshSettings
 from frozen_jax.errors import UserError
+from frozen_jax.sharding import make_abstract_mesh, place
 from frozen_jax.telemetry import NonFiniteError, Telemetry, check_finite, format_banner, format_table
 
 
@@ -44,7 +47,7 @@ def test_lines_hold_exact_values_and_throughput(tmp_path, clock):
     run.log(20, {"loss": 0.1})
     assert read_lines(tmp_path) == [  # on disk before `close`
         {"step": 10, "kind": "train", "loss": float(np.float32(0.1))},
-        {"step": 20, "kind": "train", "loss": 0.1, "examples_per_s": 20.0},
+        {"step": 20, "kind": "train", "loss": 0.1, "examples_per_s": 20.0, "step_time_s": 0.4, "input_wait_s": 0.0},
     ]
     clock.now += 50.0
     run.log(20, {"perplexity": math.inf, "other": math.nan}, kind="validation")
@@ -52,7 +55,7 @@ def test_lines_hold_exact_values_and_throughput(tmp_path, clock):
     run.log(30, {"loss": 0.3})
     assert read_lines(tmp_path)[2:] == [
         {"step": 20, "kind": "validation", "perplexity": "inf", "other": "nan"},
-        {"step": 30, "kind": "train", "loss": 0.3, "examples_per_s": 80.0},
+        {"step": 30, "kind": "train", "loss": 0.3, "examples_per_s": 80.0, "step_time_s": 0.1, "input_wait_s": 0.0},
     ]
     assert run.examples_per_s == 160 / 5.0  # the pause of the validation does not count
     run.close()
@@ -116,8 +119,8 @@ def test_a_log_gets_sparse_lines(tmp_path, clock, capsys):
     run.close()
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "step 1/1000 (0 %): loss 2"
-    assert lines[1] == "step 100/1000 (10 %): loss 2, examples/s 64, 01:52 left"
-    assert lines[-1] == "step 1000/1000 (100 %): loss 2, examples/s 64, 00:00 left"
+    assert lines[1] == "step 100/1000 (10 %): loss 2, examples/s 64, step_time 0.125 s, input_wait 0 s, 01:52 left"
+    assert lines[-1] == "step 1000/1000 (100 %): loss 2, examples/s 64, step_time 0.125 s, input_wait 0 s, 00:00 left"
     assert len(lines) == 11
 
 
@@ -178,21 +181,29 @@ def test_the_guard_names_step_value_and_samples():
 
 
 def test_banner_counts_parameters_and_bytes():
-    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     trainable = {"a": jax.ShapeDtypeStruct((1000, 1000), jnp.float32), "b": jax.ShapeDtypeStruct((), jnp.float32)}
     frozen = {"lm": jax.ShapeDtypeStruct((50257, 768), jnp.bfloat16)}
-    assert format_banner("configs/a.py", mesh=mesh, trainable=trainable, frozen=frozen).splitlines() == [
-        "configs/a.py",
+    rules = [("a", PartitionSpec("fsdp")), ("b", PartitionSpec()), ("lm", PartitionSpec(None, "fsdp"))]
+
+    def banner(fsdp, choice="auto", frozen=frozen):
+        mesh = make_abstract_mesh(MeshSettings(fsdp=fsdp), devices=8, batch_size=8)
+        return format_banner("t", placement=place(trainable, frozen, rules, mesh, frozen_choice=choice)).splitlines()
+
+    assert banner(1) == [
+        "t",
         "  devices    8 x cpu (cpu)",
-        "  mesh       data 4 x fsdp 2",
+        "  mesh       data 8 x fsdp 1 x tensor 1",
         "  trainable  1,000,001 parameters, 4 MB",
         "  frozen     38,597,376 parameters, 77.19 MB",
     ]
-    empty = format_banner("t", mesh=mesh, trainable={}, frozen={"x": jax.ShapeDtypeStruct((10**12,), jnp.int8)})
-    assert empty.splitlines()[-2:] == [
-        "  trainable  0 parameters, 0 B",
-        "  frozen     1,000,000,000,000 parameters, 1 TB",
+    assert banner(2)[2:] == [
+        "  mesh       data 4 x fsdp 2 x tensor 1",
+        "  trainable  1,000,001 parameters, 4 MB, 2 MB on each device",
+        "  frozen     38,597,376 parameters, 77.19 MB, whole along fsdp",
     ]
+    assert banner(8, "sharded")[-1].endswith("77.19 MB, 9.649 MB on each device, cut along fsdp")
+    huge = {"lm": jax.ShapeDtypeStruct((10**6, 10**6), jnp.int8)}
+    assert banner(1, frozen=huge)[-1] == "  frozen     1,000,000,000,000 parameters, 1 TB"
 
 
 def test_table_is_markdown_that_lines_up():

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
 from frozen_jax.data.order import uniforms
+from frozen_jax.data.random_ops import apply_random_operations
 from frozen_jax.errors import UserError
 
 _SIDES = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|counterclockwise|anticlockwise)\b", re.IGNORECASE)
@@ -28,6 +29,8 @@ class AugmentOptions:
         brightness: all channels times a factor in 1 ± brightness.
         contrast: distance from mid-grey times a factor in 1 ± contrast.
         colour: each channel times its own factor in 1 ± colour.
+        operations: RandAugment: so many random operations of `random_ops.OPERATIONS` per picture.
+        magnitude: their strength.
         zoom: smallest side of the random part of the picture that is used, as a fraction in (0, 1]; 1 = all of it.
     """
 
@@ -36,12 +39,16 @@ class AugmentOptions:
     brightness: float = 0.0
     contrast: float = 0.0
     colour: float = 0.0
+    operations: int = 0
+    magnitude: float = 0.3
     zoom: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("shift", "brightness", "contrast", "colour"):
+        for name in ("shift", "brightness", "contrast", "colour", "magnitude"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"augment: {name} {getattr(self, name)} must lie in 0..1; it is a fraction")
+        if self.operations < 0:
+            raise UserError(f"augment: operations {self.operations} must not be negative; 0 turns them off")
         if not 0.0 < self.zoom <= 1.0:
             raise UserError(f"augment: zoom {self.zoom} must lie in (0, 1]: the smallest part of a side that is kept")
 
@@ -102,6 +109,10 @@ def augment(
         else:
             for channel in range(3):
                 target[..., channel] = tables[row, channel][source[..., channel]]
+    if options.operations:
+        draw = uniforms(seed, epochs, samples, stream="operations", count=2 * options.operations)
+        for row, numbers in enumerate(draw.reshape(rows, options.operations, 2)):
+            changed[row] = apply_random_operations(changed[row], numbers, magnitude=options.magnitude)
     return changed
 
 

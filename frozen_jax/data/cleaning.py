@@ -32,6 +32,7 @@ class CleanOptions:
         lower_case: off by default: the language models have seen both cases.
         min_characters: shorter captions are dropped.
         max_characters: longer ones are dropped as "huge caption".
+        drop_repeats: leave out records all of whose captions came before, in the order of the source.
     """
 
     entities: bool = True
@@ -40,6 +41,7 @@ class CleanOptions:
     lower_case: bool = False
     min_characters: int = 1
     max_characters: int = 2000
+    drop_repeats: bool = False
 
     def __post_init__(self) -> None:
         if self.normal_form not in ("", "NFC", "NFKC"):
@@ -102,8 +104,14 @@ def clean_captions(captions: Sequence[str], options: CleanOptions, *, name: str)
     return tuple(kept)
 
 
+def clean_source(source: Source, options: CleanOptions) -> Source:
+    """Wraps a source: captions and questions cleaned as they are read, repeated records left out if wished."""
+    cleaned = CleanedSource(source, options)
+    return without_repeats(cleaned) if options.drop_repeats else cleaned
+
+
 class CleanedSource:
-    """A source whose captions are cleaned as they are read; records without captions pass as they are."""
+    """A source whose captions and questions are cleaned as they are read; answers stay as they are."""
 
     def __init__(self, source: Source, options: CleanOptions):
         self.source, self.options = source, options
@@ -122,9 +130,9 @@ class CleanedSource:
             RecordError: it had captions, and none is usable.
         """
         record = self.source.record(index)
-        if not record.captions:
-            return record
-        return record._replace(captions=clean_captions(record.captions, self.options, name=record.id))
+        questions = tuple(q._replace(text=clean_text(q.text, self.options)) for q in record.questions)
+        captions = record.captions and clean_captions(record.captions, self.options, name=record.id)
+        return record._replace(captions=captions, questions=questions)
 
 
 def without_repeats(source: Source) -> Subset:

@@ -115,7 +115,7 @@ class SidecarFolder:
 
 
 class ClassFolder:
-    """Pictures in one sub-folder per class (the layout of ImageNet); the class's name is the tag and no caption."""
+    """Pictures in one sub-folder per class (the layout of ImageNet); the class's name is tag and caption."""
 
     def __init__(self, path: str | Path, *, names: str | Path = ""):
         """Lists the folder.
@@ -150,6 +150,7 @@ class ClassFolder:
         return list(self._names)
 
     def record(self, index: int) -> Record:
-        """Returns the picture at `index` with its class as tag."""
+        """Returns the picture at `index` with its class as tag and caption."""
         name = self._names[index]
-        return Record(id=name, image=self._root / name, tags=(self.classes[name.split("/")[0]],))
+        label = (self.classes[name.split("/")[0]],)
+        return Record(id=name, image=self._root / name, captions=label, tags=label)

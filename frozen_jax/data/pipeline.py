@@ -8,11 +8,11 @@ Next in the data flow: `frozen_jax/batch.py`, then `frozen_jax/train.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from frozen_jax.batch import Batch
 from frozen_jax.data.augment import AugmentOptions, augment, names_a_side, random_windows
@@ -22,8 +22,8 @@ from frozen_jax.data.loading import CACHE_BYTES, ImageLoader
 from frozen_jax.data.order import Position, hash_keys, sample_rng, stream_indices
 from frozen_jax.data.prefetching import prefetch
 from frozen_jax.data.records import Record, RecordError, Source
-from frozen_jax.data.sequences import trim_to_bucket
-from frozen_jax.data.text import CachedEncoder, Piece, RowLayout, Text, text_row
+from frozen_jax.data.sequences import lay_out_batch, trim_to_bucket
+from frozen_jax.data.text import CachedEncoder, Piece, RowLayout, Text
 from frozen_jax.errors import UserError
 
 TextFunction: TypeAlias = Callable[[Record, np.random.Generator], str | Text | None]
@@ -42,6 +42,8 @@ class PipelineOptions:
         shuffle: a new order in each epoch; False keeps the source's.
         augment: random changes of pictures, or None.
         on_bad: "raise", or "replace": another sample stands in, always the same one.
+        pack: pairs of a picture and its text per row, with walls between them; a batch then has batch_size / pack rows
+            of I = pack pictures. Long texts meet short ones among a host's own samples.
         pair_probability: share of the batches whose rows hold two pictures with their texts, one after the other, so
             that a model with absolute positions learns to read interleaved prompts. Such a batch has half the rows,
             I = 2 and twice the positions; batch_size per host must be even.
@@ -60,6 +62,7 @@ class PipelineOptions:
     shuffle: bool = True
     augment: AugmentOptions | None = None
     on_bad: str = "raise"
+    pack: int = 1
     pair_probability: float = 0.0
     buckets: tuple[int, ...] = ()
     cache_bytes: int = CACHE_BYTES
@@ -76,10 +79,15 @@ class PipelineOptions:
             )
         if not 0 <= self.process_index < self.process_count:
             raise UserError(f"data: process_index {self.process_index} must be below {self.process_count}")
-        if not 0.0 <= self.pair_probability <= 1.0 or (self.pair_probability and share_is_odd(self)):
+        if not 0.0 <= self.pair_probability <= 1.0 or (self.pair_probability and self.share % 2):
             raise UserError(
                 f"data: pair_probability {self.pair_probability} must lie in 0..1, and batch_size {self.batch_size} "
                 "per host be even for it; change either"
+            )
+        if self.pack < 1 or self.share % self.pack or (self.pack > 1 and self.pair_probability):
+            raise UserError(
+                f"data: pack {self.pack} must be at least 1 and divide the {self.share} samples of a host's batch, and "
+                f"pair_probability {self.pair_probability} be 0 beside it; change one of them"
             )
         if self.buckets and (self.process_count > 1 or list(self.buckets) != sorted(set(self.buckets))):
             raise UserError(
@@ -89,10 +97,10 @@ class PipelineOptions:
         if self.on_bad not in POLICIES:
             raise UserError(f"data: on_bad {self.on_bad!r} is not known; use 'raise' or 'replace'")
 
-
-def share_is_odd(options: PipelineOptions) -> bool:
-    """Returns True if a host's rows cannot be taken two by two."""
-    return options.batch_size // options.process_count % 2 == 1
+    @property
+    def share(self) -> int:
+        """Samples of a batch that this host prepares."""
+        return self.batch_size // self.process_count
 
 
 class Pipeline:
@@ -112,6 +120,7 @@ class Pipeline:
         encode: Callable[[str], Sequence[int]],
         layout: RowLayout,
         options: PipelineOptions,
+        bad: BadItems | None = None,
     ):
         """Makes the pipeline; nothing is opened yet.
 
@@ -121,11 +130,12 @@ class Pipeline:
             encode: text to token ids, without special tokens.
             layout: bos, eos, slots and length of a row.
             options: all else.
+            bad: account of items that cannot be used; by default a new one, in memory alone.
         """
         if not len(source):
             raise UserError("data: the source holds no records; check the data path and the split")
         self.source, self.options = source, options
-        self.bad = BadItems()
+        self.bad = BadItems() if bad is None else bad
         self._text, self._encode, self._layout = text, CachedEncoder(encode), layout
         self._loader = None
         if options.images is not None and not options.blind:
@@ -150,8 +160,7 @@ class Pipeline:
         """
         samples, epochs = self.batch_samples(position)
         options = self.options
-        share = options.batch_size // options.process_count
-        rows = slice(options.process_index * share, (options.process_index + 1) * share)
+        rows = slice(options.process_index * options.share, (options.process_index + 1) * options.share)
         key = hash_keys(options.seed, position.epoch, position.index, count=1)[0]
         paired = bool(key * 2.0**-64 < options.pair_probability)
         batch = self._assemble(samples[rows], epochs[rows], augmented=True, paired=paired)
@@ -170,7 +179,7 @@ class Pipeline:
     def evaluation_batches(self) -> Iterator[Batch]:
         """Yields this host's rows of one pass in the source's order, without augmentation, all of the same shape.
 
-        The last batch is filled up with repeats of its first row whose loss_mask is 0 and whose sample_id is -1.
+        The last batch is filled up with repeats of its first sample whose loss_mask is 0 and whose sample_id is -1.
         """
         return prefetch(self._pass(), depth=self.options.prefetch)
 
@@ -182,16 +191,10 @@ class Pipeline:
 
     def _pass(self) -> Iterator[Batch]:
         options, size = self.options, len(self.source)
-        share = options.batch_size // options.process_count
         for start in range(0, size, options.batch_size):
-            places = start + options.process_index * share + np.arange(share)
+            places = start + options.process_index * options.share + np.arange(options.share)
             samples = np.where(places < size, places, start)
-            batch = self._assemble(samples, np.zeros(share, np.int64), augmented=False)
-            real = places < size
-            yield batch._replace(
-                loss_mask=batch.loss_mask * real[:, None].astype(np.float32),
-                sample_ids=np.where(real, batch.sample_ids, -1).astype(np.int32),
-            )
+            yield self._assemble(samples, np.zeros(options.share, np.int64), augmented=False, real=places < size)
 
     def _assemble(
         self,
@@ -200,8 +203,9 @@ class Pipeline:
         *,
         augmented: bool,
         paired: bool = False,
+        real: Bool[np.ndarray, " B"] | None = None,
     ) -> Batch:
-        """Makes the rows of one batch, replacing those that cannot be used."""
+        """Makes the rows of one batch, replacing samples that cannot be used; those that are not `real` are filling."""
         options = self.options
         samples = samples.copy()
         rows = list(range(len(samples)))
@@ -225,21 +229,16 @@ class Pipeline:
             for place, bad in failed.items():
                 self._replace(rows[place], bad, samples, epochs, attempt)
             rows = [rows[place] for place in sorted(failed)]
-        pieces = [self._piece(text) for text in texts]
-        rows_of_pieces, layout = [[piece] for piece in pieces], self._layout
-        if paired:
-            rows_of_pieces = [list(two) for two in zip(pieces[::2], pieces[1::2], strict=True)]
-            layout = replace(layout, max_tokens=2 * layout.max_tokens)
-        tokens, loss_mask = zip(*(text_row(row, layout=layout) for row in rows_of_pieces), strict=True)
         if augmented and options.augment and self._loader:
             may_flip = np.array([not names_a_side(f"{text.prompt} {text.target}") for text in texts])
             images[:, 0] = augment(
                 images[:, 0], options.augment, seed=options.seed, epochs=epochs, samples=samples, may_flip=may_flip
             )
-        if paired:
-            images = images.reshape(len(tokens), -1, *images.shape[2:])
-        sample_ids = samples[:: len(samples) // len(tokens)].astype(np.int32)
-        return Batch(images, np.stack(tokens), np.stack(loss_mask), sample_ids)
+        if real is None:
+            real = np.ones(len(samples), bool)
+        pieces = [self._piece(text, loss=bool(loss)) for text, loss in zip(texts, real, strict=True)]
+        ids = np.where(real, samples, -1)
+        return lay_out_batch(images, pieces, ids, layout=self._layout, pack=options.pack, paired=paired)
 
     def _black(self, rows: int) -> np.ndarray:
         if self.options.images is None:
@@ -270,9 +269,9 @@ class Pipeline:
             return Bad("no text", message)
         return text
 
-    def _piece(self, text: Text) -> Piece:
+    def _piece(self, text: Text, *, loss: bool) -> Piece:
         prompt = self._encode(text.prompt) if text.prompt else ()
-        return Piece(self._encode(text.target), prompt, images=0 if self.options.images is None else 1)
+        return Piece(self._encode(text.target), prompt, images=0 if self.options.images is None else 1, loss=loss)
 
     def _replace(self, row: int, bad: Bad, samples: np.ndarray, epochs: np.ndarray, attempt: int) -> None:
         sample = int(samples[row])

@@ -173,3 +173,17 @@ def split_holdout(source: Source, *, count: int, seed: int = 0) -> tuple[Subset,
 def select(source: Source, keep: Callable[[int], bool]) -> Subset:
     """Returns the records whose index satisfies `keep`, in order."""
     return Subset(source, [i for i in range(len(source)) if keep(i)])
+
+
+def class_of(record: Record, *, tag: int) -> str:
+    """Returns the class of a picture: its tag at place `tag`, or all tags joined by spaces with -1.
+
+    Raises:
+        UserError: the record has no such tag.
+    """
+    if not record.tags or tag >= len(record.tags):
+        raise UserError(
+            f"data: record {record.id} has the tags {record.tags}, none at place {tag}; name a source of tagged "
+            "pictures (classes:, jsonl:) or another place"
+        )
+    return " ".join(record.tags) if tag < 0 else record.tags[tag]

@@ -17,10 +17,10 @@ HELD_OUT = 300
 
 
 class CaptionedScenes:
-    """The pictures of easy-VQA whose own questions disclose colour and shape, captioned in every wording."""
+    """Pictures of easy-VQA, those whose own questions disclose colour and shape captioned in every wording."""
 
-    def __init__(self, easy_vqa: EasyVQA):
-        self._pictures = select(easy_vqa, lambda index: easy_vqa.scene(index) is not None)
+    def __init__(self, easy_vqa: EasyVQA, *, disclosed_only: bool = True):
+        self._pictures = select(easy_vqa, lambda index: not disclosed_only or easy_vqa.scene(index) is not None)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -30,10 +30,9 @@ class CaptionedScenes:
         return self._pictures.ids()
 
     def record(self, index: int) -> Record:
-        """Returns a picture with all captions; its tags are (colour, shape)."""
+        """Returns a picture with all captions; its tags are (colour, shape), or () where they are not disclosed."""
         record = self._pictures.record(index)
-        colour, shape = record.tags
-        return record._replace(captions=list_captions(colour, shape))
+        return record._replace(captions=list_captions(*record.tags)) if record.tags else record
 
 
 class DescribedScenes:
@@ -60,13 +59,25 @@ class DescribedScenes:
         return Record(f"scene/{index}", None, list_captions(colour, shape), (Question(question, (answer,)),))
 
 
-def open_easy_vqa(split: str) -> Source:
-    """Opens `train` (without the held-out pictures), `validation` (the held-out ones) or `test`, captioned."""
+def open_easy_vqa(split: str, *, pictures: str = "captioned") -> Source:
+    """Opens `train` (without the held-out pictures), `validation` (the held-out ones) or `test`, captioned.
+
+    Args:
+        split: one of the three.
+        pictures: "captioned" (those whose questions disclose colour and shape) or "all", which `validation` has not.
+
+    Raises:
+        UserError: another split or choice.
+    """
+    if pictures not in ("captioned", "all") or (pictures == "all" and split == "validation"):
+        raise UserError(
+            f"data: easy_vqa option pictures={pictures!r} is not known; use 'captioned', or 'all' of train or test"
+        )
     if split not in ("train", "validation", "test"):
         raise UserError(
             f"data: easy_vqa has no split {split!r}; use easy_vqa:train, easy_vqa:validation or easy_vqa:test"
         )
-    if split == "test":
-        return CaptionedScenes(EasyVQA("test"))
+    if split == "test" or pictures == "all":
+        return CaptionedScenes(EasyVQA(split), disclosed_only=pictures == "captioned")
     train, validation = split_holdout(CaptionedScenes(EasyVQA("train")), count=HELD_OUT)
     return {"train": train, "validation": validation}[split]

@@ -10,10 +10,11 @@ Rows of one pair are in `text.py`; next in the data flow: `pipeline.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from frozen_jax.batch import PAD, Batch
 from frozen_jax.data.text import Piece, RowLayout, text_row
@@ -37,7 +38,8 @@ def trim_to_bucket(batch: Batch, *, buckets: Sequence[int]) -> Batch:
     length = next((bucket for bucket in buckets if bucket >= used), None)
     if length is None:
         raise UserError(f"data: a row of {used} tokens fits no bucket of {list(buckets)}; add data.max_tokens to them")
-    return batch._replace(tokens=batch.tokens[:, :length], loss_mask=batch.loss_mask[:, :length])
+    segments = None if batch.segments is None else batch.segments[:, :length]
+    return batch._replace(tokens=batch.tokens[:, :length], loss_mask=batch.loss_mask[:, :length], segments=segments)
 
 
 def plan_packing(lengths: Sequence[int], *, pairs: int) -> list[list[int]]:
@@ -72,42 +74,81 @@ class PackedRow(NamedTuple):
     Attributes:
         tokens: words, SLOT or PAD.
         loss_mask: 1 where a token is to be predicted; never on a segment's first token.
-        positions: counted from 0 within each segment; 0 on padding.
         segments: 1, 2, … by pair, 0 on padding: attention is allowed only within one segment.
     """
 
     tokens: Int32[np.ndarray, " S"]
     loss_mask: Float32[np.ndarray, " S"]
-    positions: Int32[np.ndarray, " S"]
     segments: Int32[np.ndarray, " S"]
 
 
 def packed_row(pieces: Sequence[Piece], *, layout: RowLayout) -> PackedRow:
-    """Lays out several pairs behind one another, each exactly as it would stand alone.
+    """Lays out several pairs behind one another, each as it would stand alone.
+
+    Where they do not fit, the longest are cut, all to the same length; what is cut has no eos, as in `text_row`.
 
     Raises:
-        UserError: they do not fit; plan rows with `plan_packing`.
+        UserError: bos, slots and prompts alone fill the row.
     """
-    rows = [text_row([piece], layout=layout) for piece in pieces]
-    lengths = [int((tokens != PAD).sum()) for tokens, _ in rows]
-    if sum(lengths) > layout.max_tokens:
-        raise UserError(
-            f"data: {len(pieces)} texts of {sum(lengths)} tokens do not fit in a row of {layout.max_tokens}; "
-            "plan rows with plan_packing or raise data.max_tokens"
-        )
+    lengths = [piece_length(piece, layout=layout) for piece in pieces]
+    longest = max(lengths)
+    while sum(min(length, longest) for length in lengths) > layout.max_tokens:
+        longest -= 1
+    lengths = [min(length, longest) for length in lengths]
+    rows = [
+        text_row([piece], layout=replace(layout, max_tokens=length))
+        for piece, length in zip(pieces, lengths, strict=True)
+    ]
     packed = PackedRow(
         np.full(layout.max_tokens, PAD, np.int32),
         np.zeros(layout.max_tokens, np.float32),
-        np.zeros(layout.max_tokens, np.int32),
         np.zeros(layout.max_tokens, np.int32),
     )
     begin = 0
     for number, ((tokens, loss_mask), length) in enumerate(zip(rows, lengths, strict=True), 1):
         place = slice(begin, begin + length)
-        packed.tokens[place], packed.loss_mask[place] = tokens[:length], loss_mask[:length]
-        packed.positions[place], packed.segments[place] = np.arange(length), number
+        packed.tokens[place], packed.loss_mask[place] = tokens, loss_mask
+        packed.segments[place] = number
         begin += length
     return packed
+
+
+def lay_out_batch(
+    images: UInt8[np.ndarray, "examples I height width 3"],
+    pieces: Sequence[Piece],
+    sample_ids: Int64[np.ndarray, " examples"],
+    *,
+    layout: RowLayout,
+    pack: int,
+    paired: bool,
+) -> Batch:
+    """Puts examples into the rows of a batch: one in each, or `pack` with walls between them, or two in one text.
+
+    Args:
+        images: of each example, I = 1, or 0 for text alone.
+        pieces: its text.
+        sample_ids: its number.
+        layout: of a row; a paired row has twice its positions.
+        pack: examples per row.
+        paired: two per row, not packed.
+    """
+    plan = [[number] for number in range(len(pieces))]
+    if paired:
+        plan = [[first, first + 1] for first in range(0, len(pieces), 2)]
+        layout = replace(layout, max_tokens=2 * layout.max_tokens)
+    elif pack > 1:
+        plan = plan_packing([piece_length(piece, layout=layout) for piece in pieces], pairs=pack)
+    order = np.array(plan).reshape(-1)
+    rows = [[pieces[number] for number in row] for row in plan]
+    segments = None
+    if pack > 1:
+        packed = [packed_row(row, layout=layout) for row in rows]
+        tokens, loss_mask = np.stack([row.tokens for row in packed]), np.stack([row.loss_mask for row in packed])
+        segments = np.stack([row.segments for row in packed])
+    else:
+        tokens, loss_mask = map(np.stack, zip(*(text_row(row, layout=layout) for row in rows), strict=True))
+    shape = (len(plan), len(plan[0]) * images.shape[1], *images.shape[2:])
+    return Batch(images[order].reshape(shape), tokens, loss_mask, sample_ids[order].astype(np.int32), segments)
 
 
 def piece_length(piece: Piece, *, layout: RowLayout) -> int:

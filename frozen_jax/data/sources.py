@@ -14,27 +14,40 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl
 
 import numpy as np
 
+from frozen_jax.config import DataSettings
 from frozen_jax.data.annotations import coco_captions, karpathy_split, vqa_pairs
-from frozen_jax.data.easy_vqa import EasyVQA
+from frozen_jax.data.cleaning import CleanOptions, clean_source
 from frozen_jax.data.fake import FakeSource
 from frozen_jax.data.folders import ClassFolder, SidecarFolder
-from frozen_jax.data.records import Record, Source
+from frozen_jax.data.records import Record, Source, Subset, split_holdout
+from frozen_jax.data.scene_sources import DescribedScenes, open_easy_vqa
 from frozen_jax.data.tables import CsvTable, JsonLines, TsvTable
 from frozen_jax.data.tar import TarShards
 from frozen_jax.data.tfds_source import TfdsSource
 from frozen_jax.data.tfrecord import array_record_files, tfrecord_files
 from frozen_jax.errors import UserError
 
+SCENES = 1_000_000
+"""Scenes in words that `scene_text` holds; each is made when it is asked for."""
 
-def _fake(path: str) -> FakeSource:
-    if not path.isdigit():
-        raise UserError(f"data: 'fake:{path}' must give a number of pictures, such as fake:64")
-    return FakeSource(int(path))
+
+def _fake(number: str) -> FakeSource:
+    return FakeSource(_read_number("fake", number))
+
+
+def _scene_text(seed: str) -> DescribedScenes:
+    return DescribedScenes(SCENES, seed=_read_number("scene_text", seed))
+
+
+def _read_number(kind: str, text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"data: '{kind}:{text}' must give a whole number, such as {kind}:64")
+    return int(text)
 
 
 KINDS: dict[str, Callable[..., Source]] = {
@@ -42,11 +55,12 @@ KINDS: dict[str, Callable[..., Source]] = {
     "classes": ClassFolder,
     "coco": coco_captions,
     "csv": CsvTable,
-    "easy_vqa": EasyVQA,
+    "easy_vqa": open_easy_vqa,
     "fake": _fake,
     "folder": SidecarFolder,
     "jsonl": JsonLines,
     "karpathy": karpathy_split,
+    "scene_text": _scene_text,
     "tar": TarShards,
     "tfds": TfdsSource,
     "tfrecord": tfrecord_files,
@@ -57,12 +71,12 @@ KINDS: dict[str, Callable[..., Source]] = {
 _WEIGHTED = re.compile(r"\s*(?:([0-9.]+)\s*\*\s*)?(\w+:.*?)\s*")
 
 
-def open_source(line: str, *, kinds: Mapping[str, Callable[..., Source]] = KINDS) -> Source:
+def open_source(line: str, *, clean: CleanOptions | None = None) -> Source:
     """Opens a source, or a mixture of several joined by " + ", each with an optional weight before " * ".
 
     Args:
         line: "kind:path?option=value", see above.
-        kinds: name to class or function whose first parameter is the path; KINDS, with more added if need be.
+        clean: what is done to its captions, within each part of a mixture; None leaves them as they are.
 
     Raises:
         UserError: unknown kind or option, or whatever the source itself finds wrong.
@@ -71,9 +85,10 @@ def open_source(line: str, *, kinds: Mapping[str, Callable[..., Source]] = KINDS
     for part in line.split(" + "):
         match = _WEIGHTED.fullmatch(part)
         if not match:
-            raise UserError(f"data: source {part!r} is not 'kind:path?option=value'; kinds: {', '.join(kinds)}")
+            raise UserError(f"data: source {part!r} is not 'kind:path?option=value'; kinds: {', '.join(KINDS)}")
         weights.append(match[1])
-        sources.append(_open_one(match[2], kinds))
+        source = _open_one(match[2])
+        sources.append(source if clean is None else clean_source(source, clean))
     if len(sources) == 1 and weights[0] is None:
         return sources[0]
     if None in weights and any(weights):
@@ -86,15 +101,33 @@ def open_source(line: str, *, kinds: Mapping[str, Callable[..., Source]] = KINDS
         raise UserError(f"data: {line!r} has a weight that is no number ({error})") from error
 
 
-def _open_one(line: str, kinds: Mapping[str, Callable[..., Source]]) -> Source:
+def open_splits(settings: DataSettings, *, validation_examples: int) -> tuple[Source, Source]:
+    """Opens what a config trains on and what it is validated on, both cleaned.
+
+    Args:
+        settings: the config's `data`.
+        validation_examples: at most so many records for validation: the first of `settings.validation`, or, where that
+            is "", records held out from `settings.train`, at most a tenth of them and the same ones in every run.
+
+    Raises:
+        UserError: as `open_source`; or too few records to hold any out.
+    """
+    training = open_source(settings.train, clean=settings.clean)
+    if not settings.validation:
+        return split_holdout(training, count=min(validation_examples, -(-len(training) // 10)))
+    validation = open_source(settings.validation, clean=settings.clean)
+    return training, Subset(validation, range(min(validation_examples, len(validation))))
+
+
+def _open_one(line: str) -> Source:
     kind, _, rest = line.partition(":")
     path, _, query = rest.partition("?")
-    if kind not in kinds:
-        raise UserError(f"data: source kind {kind!r} is not known; use one of {', '.join(kinds)}")
+    if kind not in KINDS:
+        raise UserError(f"data: source kind {kind!r} is not known; use one of {', '.join(KINDS)}")
     if re.fullmatch(r"[/\w.*-]*\?[/\w.*?-]*", rest):  # a ? of a file pattern, not of options
         path, query = rest, ""
     options = dict(parse_qsl(query, keep_blank_values=True))
-    build = kinds[kind]
+    build = KINDS[kind]
     parameters = list(inspect.signature(build).parameters.values())
     known = {p.name: p for p in parameters[1:]}
     for option in options:

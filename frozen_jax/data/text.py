@@ -38,11 +38,13 @@ class Piece(NamedTuple):
         target: token ids that carry loss; eos is added behind them.
         prompt: token ids before the target, without loss.
         images: pictures whose slots come first (0 for text only).
+        loss: False for what only fills up a batch: its target carries none.
     """
 
     target: Sequence[int]
     prompt: Sequence[int] = ()
     images: int = 1
+    loss: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def text_row(
         tokens[place + slots : begin] = piece.prompt
         place = begin + len(target)
         tokens[begin:place] = target
-        loss_mask[begin:place] = 1.0
+        loss_mask[begin:place] = float(piece.loss)
     return tokens, loss_mask
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from frozen_jax.batch import PAD, SLOT
-from frozen_jax.models.masks import causal_mask, positions_from_mask
+from frozen_jax.models.masks import positions_from_segments, segment_mask
 from frozen_jax.models.pixels import VisionOutput
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.sharding import constrain, gather
@@ -108,17 +108,24 @@ class FrozenModel:
         self,
         params: Params,
         embeddings: Float[Array, "B S D"],
-        input_mask: Bool[Array, "B S"],
+        segments: Int[Array, "B S"],
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D2"]:
-        """Runs the language model's layers over a whole sequence, without a cache."""
+        """Runs the language model's layers over whole rows, without a cache.
+
+        Args:
+            embeddings: of words and images.
+            segments: number of the text that each position belongs to, from 1, and 0 on padding, which may stand on
+                either side; a text sees itself alone and counts its own positions from 0.
+            rng: turns the model's own dropout on.
+        """
         hidden: Array
         hidden, _ = self.lm.apply(
             {"params": _gather_tables(params["lm"])},
             embeddings,
-            positions=positions_from_mask(input_mask),
-            mask=causal_mask(input_mask),
+            positions=positions_from_segments(segments),
+            mask=segment_mask(segments),
             deterministic=rng is None,
             rngs={} if rng is None else {"dropout": jax.random.fold_in(rng, 2)},
             method="stack",
@@ -133,7 +140,7 @@ class FrozenModel:
 
 def _gather_tables(lm: Params) -> Params:
     """Gathers what is looked up or scored against; the layers' weights are gathered as the loop meets them."""
-    words = {name: lm[name] for name in ("embed", "head") if name in lm}
+    words: Params = {name: lm[name] for name in ("embed", "head") if name in lm}
     positions = {"positions": gather(lm["positions"])} if "positions" in lm else {}
     return {**lm, **gather(words, tables=True), **positions}
 

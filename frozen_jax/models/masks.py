@@ -80,8 +80,9 @@ def positions_from_mask(input_mask: Bool[Array, "B S"]) -> Int[Array, "B S"]:
 def positions_from_segments(segments: Int[Array, "B S"]) -> Int[Array, "B S"]:
     """Returns each token's position within its own text, for rows that hold several texts.
 
-    Example: segments 1 1 1 2 2 0 0 → positions 0 1 2 0 1 0 1 (padding forms a text of its own; it is masked)
+    Example: segments 1 1 1 2 2 0 0 → positions 0 1 2 0 1 0 0 (padding is masked; a row may be longer than the model)
     """
     steps = jnp.arange(segments.shape[1], dtype=jnp.int32)[None, :]
     changed = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return steps - jax.lax.cummax(jnp.where(changed, steps, 0), axis=1)
+    own = steps - jax.lax.cummax(jnp.where(changed, steps, 0), axis=1)
+    return jnp.where(segments > 0, own, 0)

@@ -133,7 +133,7 @@ class Block(nn.Module):
         for index, (width, size, stride) in enumerate(plan, start=1):
             if index > 1:
                 branch = activate(branch)
-            # The last one's weights take the branch's gain: neither it nor its gradient needs a pass over a feature map.
+            # The last one's weights take the branch's gain: neither it nor its gradient then passes over a feature map.
             factor = ALPHA * skip_gain if index == len(plan) else 1.0
             branch = StandardisedConv(width, size, stride, self.dtype, name=f"conv_{index}")(branch, factor)
         if self.transition:

@@ -1,83 +1,93 @@
 """Zero-shot easy-VQA and captioning of its pictures, with every control; figures in percent, two decimals.
 
 The prompts hold one image and a question, or one image alone; decoding is greedy and open-ended, no list of answers is
-given. Text generation is in `answering.py`, training in `train.py`, the written report in `report.py`.
+given. Text generation is in `api.py`, training in `train.py`, the written report in `report.py`.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float
 
+from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.easy_vqa import EasyQuestion, EasyVQA
-from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.loading import ImageLoader
 from frozen_jax.data.scenes import SHAPES, list_captions
-from frozen_jax.decode import DecodeConfig
+from frozen_jax.language_model import save_lm
 from frozen_jax.metrics.vqa import vqa_accuracy
-from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, Prompt
-from frozen_jax.state import Params
-from frozen_jax.tasks.answering import complete, encode_images
-from frozen_jax.tokenizer import Tokenizer
+from frozen_jax.report import draw_samples
+from frozen_jax.tasks.controls import Models, list_views
 
 
-@dataclass(frozen=True)
-class Reader:
-    """A trained model with what it takes to ask it."""
+def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+    """Scores questions and captions by the model and its controls, and draws `samples.png`."""
+    tests = QuestionSet(config)
+    vqa: dict[str, Any] = {}
+    caption: dict[str, Any] = {}
+    # In the shuffled control each picture's questions are all about the same other picture.
+    for name, model, prefixes in list_views(models, list(tests.images), seed=config.seed):
+        vqa[name], answers = score_questions(model, tests, prefixes)
+        if name == "shuffled":
+            continue
+        figures, captions = score_captions(model, tests, prefixes)
+        if caption:
+            caption[f"{name}_exact_match"] = figures["exact_match"]
+        else:
+            caption = figures
+            if is_first():
+                draw_samples(directory / "samples.png", tests, captions, answers)
+    vqa |= score_baselines(tests)
+    vqa["text_oracle"] = score_text_oracle(models.seeing, tests)["accuracy"]
+    return {"vqa": vqa, "caption": caption, "decoding": describe_decoding(config)}
 
-    config: Config
-    model: FrozenModel
-    params: Params
-    tokenizer: Tokenizer
 
-    def ask(self, prompts: Sequence[Prompt], prefixes: Float[Array, "R P D"] | None) -> list[str]:
-        """Continues prompts greedily, up to the end-of-text token."""
-        stop = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
-        settings = self.config.evaluate
-        return complete(
-            self.model,
-            self.params,
-            self.tokenizer,
-            prompts,
-            prefixes=prefixes,
-            bos=self.config.data.bos,
-            decode=DecodeConfig(max_new_tokens=settings.max_new_tokens, stop_ids=stop),
-            batch_size=settings.batch_size,
-        )
+def evaluate_scene_text(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+    """Scores the text stage by descriptions in words, and saves its language model where `lm.path` can name it."""
+    oracle = score_text_oracle(models.seeing, QuestionSet(config))["accuracy"]
+    lm = models.seeing.network.lm
+    if is_first():
+        save_lm(directory / "lm", lm.config, models.seeing.params["lm"], models.seeing.tokenizer)
+    return {"vqa": {"text_oracle": oracle}, "decoding": describe_decoding(config)}
 
-    def prefixes(self, images: UInt8[np.ndarray, "R height width 3"]) -> Float[Array, "R2 P D"]:
-        """Encodes pictures; one black picture for a model that is blind."""
-        if self.config.blind:
-            images = np.zeros_like(images[:1])
-        return encode_images(self.model, self.params, images, batch_size=self.config.evaluate.batch_size)
 
-    def image(self, row: int) -> Image:
-        """Returns the prompt part that shows picture `row`."""
-        return Image(0 if self.config.blind else row)
+def describe_decoding(config: Config) -> dict[str, Any]:
+    """Returns the prompts and the stop rule, for the report."""
+    return {
+        "method": "greedy, open-ended",
+        "stop": f"end-of-text token or {config.evaluate.max_new_tokens} new tokens",
+        "question_prompt": "[img]" + config.data.question_format,
+        "caption_prompt": "[img]",
+    }
 
 
 class QuestionSet:
     """The questions and pictures that are asked about: the same for every model and control."""
 
     def __init__(self, config: Config):
-        """Reads the test split, or its first `evaluate.questions` questions."""
+        """Reads the test split, or its first `evaluate.examples` questions."""
         source = EasyVQA("test")
-        self.questions = source.questions[: config.evaluate.questions or None]
+        self.questions = source.questions[: config.evaluate.examples or None]
         self.scenes = [source.scene(index) for index in range(len(source))]
-        self.images, _ = ImageLoader(source, ImageOptions(size=config.data.image_size)).load(range(len(source)))
-        self.question_format = config.data.question_format
+        self.images, _ = ImageLoader(source, config.data.image).load(range(len(source)))
+        self.config = config
+
+    def ask(
+        self, model: Model, prompts: Sequence[Prompt], prefixes: Float[np.ndarray, "R P D"] | None = None
+    ) -> list[str]:
+        """Continues prompts greedily, up to the end-of-text token."""
+        return model.generate(prompts, max_new_tokens=self.config.evaluate.max_new_tokens, prefixes=prefixes)
 
     def prompt(self, question: EasyQuestion, before: str | Image) -> Prompt:
         """Returns `before`, an image or a description in words, then the question."""
-        return (before, self.question_format.format(question=question.question))
+        return (before, self.config.data.question_format.format(question=question.question))
 
 
 def accuracy(answers: Sequence[str], questions: Sequence[EasyQuestion]) -> float:
@@ -101,29 +111,14 @@ def accuracy_by_type(answers: Sequence[str], questions: Sequence[EasyQuestion]) 
 
 
 def score_questions(
-    reader: Reader, tests: QuestionSet, prefixes: Float[Array, "R P D"]
+    model: Model, tests: QuestionSet, prefixes: Float[np.ndarray, "R P D"]
 ) -> tuple[dict[str, Any], list[str]]:
     """Asks every question about its own picture."""
-    answers = reader.ask([tests.prompt(q, reader.image(q.image_index)) for q in tests.questions], prefixes)
+    answers = tests.ask(model, [tests.prompt(q, Image(q.image_index)) for q in tests.questions], prefixes)
     return accuracy_by_type(answers, tests.questions), answers
 
 
-def score_shuffled(reader: Reader, tests: QuestionSet, prefixes: Float[Array, "R P D"]) -> dict[str, Any]:
-    """Asks every question about another picture than its own, each picture's questions about the same other one."""
-    other = shuffle_without_fixed_points(len(tests.images), seed=reader.config.seed)
-    prompts = [tests.prompt(q, reader.image(other[q.image_index])) for q in tests.questions]
-    return accuracy_by_type(reader.ask(prompts, prefixes), tests.questions)
-
-
-def shuffle_without_fixed_points(size: int, *, seed: int) -> list[int]:
-    """Returns a random permutation of range(size), size > 1, that leaves nothing in its place: one single cycle."""
-    order = list(range(size))
-    random.Random(seed).shuffle(order)
-    following = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [following[index] for index in range(size)]
-
-
-def score_text_oracle(reader: Reader, tests: QuestionSet) -> dict[str, Any]:
+def score_text_oracle(model: Model, tests: QuestionSet) -> dict[str, Any]:
     """Asks about a description in words in the image's place: the ceiling of what a picture can reach.
 
     The description is one of the caption wordings, taken in turn; only pictures that their questions disclose have one.
@@ -133,20 +128,20 @@ def score_text_oracle(reader: Reader, tests: QuestionSet) -> dict[str, Any]:
     for number, question in enumerate(asked):
         colour, shape = tests.scenes[question.image_index] or ("", "")
         captions = list_captions(colour, shape)
-        caption = reader.config.data.caption_format.format(caption=captions[number % len(captions)])
+        caption = tests.config.data.caption_format.format(caption=captions[number % len(captions)])
         prompts.append(tests.prompt(question, caption))
-    return accuracy_by_type(reader.ask(prompts, None), asked)
+    return accuracy_by_type(tests.ask(model, prompts), asked)
 
 
 def score_captions(
-    reader: Reader, tests: QuestionSet, prefixes: Float[Array, "R P D"]
+    model: Model, tests: QuestionSet, prefixes: Float[np.ndarray, "R P D"]
 ) -> tuple[dict[str, Any], list[str]]:
     """Captions every test picture; exact match over those whose colour and shape are disclosed.
 
     A caption is an exact match when it is, letter for letter, one or several of the picture's reference wordings joined
     by ". ". The chance level is that of the commonest scene.
     """
-    captions = reader.ask([(reader.image(row),) for row in range(len(tests.images))], prefixes)
+    captions = tests.ask(model, [(Image(row),) for row in range(len(tests.images))], prefixes)
     captions = [caption.strip() for caption in captions]
     disclosed = [(row, scene) for row, scene in enumerate(tests.scenes) if scene]
     hits = [matches_caption(captions[row], list_captions(*scene)) for row, scene in disclosed]

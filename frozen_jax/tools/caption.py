@@ -6,16 +6,11 @@ Reads a workdir that `frozen_jax.main` wrote: its resolved config and its best c
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from frozen_jax.config import from_config_dict
-from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.errors import UserError
-from frozen_jax.run import load_reader
+from frozen_jax.restore import load, read_run
 
 
 def caption(workdir: Path, images: list[Path], *, question: str | None) -> list[str]:
@@ -29,18 +24,10 @@ def caption(workdir: Path, images: list[Path], *, question: str | None) -> list[
     Raises:
         UserError: no run in `workdir`, or a picture that cannot be read.
     """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
-    config = from_config_dict(json.loads(path.read_text(encoding="utf-8")))
-    if not config.vision.name:
-        raise UserError(f"{workdir} was trained on text alone (vision.name is ''); it cannot look at pictures")
-    options = ImageOptions(size=config.data.image_size)
-    pixels = np.stack([load_image(image, options=options) for image in images])
-    reader = load_reader(config, workdir)
+    config, model = read_run(workdir), load(workdir)
     text = "" if question is None else config.data.question_format.format(question=question)
-    prompts = [(reader.image(row), text) for row in range(len(images))]
-    return [answer.strip() for answer in reader.ask(prompts, reader.prefixes(pixels))]
+    made = model.generate([[image, text] for image in images], max_new_tokens=config.evaluate.max_new_tokens)
+    return [answer.strip() for answer in made]
 
 
 def main(arguments: list[str] | None = None) -> None:

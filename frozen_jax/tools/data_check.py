@@ -11,16 +11,18 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from frozen_jax.build import resolve_path
-from frozen_jax.data.catalogue import OPENERS
+from frozen_jax.config import from_config_dict
+from frozen_jax.data.cleaning import CleanOptions
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.inspection import inspect_source, sample_grid, write_manifest
-from frozen_jax.data.sources import KINDS, open_source
+from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.tokenizer import Tokenizer
 
@@ -41,14 +43,22 @@ def read_config(name: str) -> Any:
 
 
 def check(
-    line: str, *, name: str, size: int, output: Path, encode: Callable[[str], Sequence[int]] | None, vocab_size: int
+    line: str,
+    *,
+    name: str,
+    images: ImageOptions,
+    clean: CleanOptions | None,
+    output: Path,
+    encode: Callable[[str], Sequence[int]] | None,
+    vocab_size: int,
 ) -> dict[str, Any]:
     """Inspects one source, prints and writes what was found, and returns the figures.
 
     Args:
         line: the source, as in a config.
         name: of the files that are written.
-        size: of pictures, in pixels.
+        images: preparation of pictures.
+        clean: cleaning of captions.
         output: folder for the files.
         encode: text to token ids, or None.
         vocab_size: of the tokenizer; 0 without one.
@@ -56,7 +66,7 @@ def check(
     Raises:
         UserError: the source cannot be opened.
     """
-    source, images = open_source(line, kinds={**KINDS, **OPENERS}), ImageOptions(size)
+    source = open_source(line, clean=clean)
 
     def tell(done: int) -> None:
         if sys.stderr.isatty():
@@ -99,11 +109,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("data_check"), help="folder for what is written")
     given = parser.parse_args(arguments)
     try:
-        sources, size, folder = {"source": given.source}, given.size or 64, given.tokenizer
+        sources, images, clean, folder = {"source": given.source}, ImageOptions(64), None, given.tokenizer
         if given.config:
-            config = read_config(given.config)
+            config = from_config_dict(read_config(given.config))
             sources = {"train": config.data.train, "validation": config.data.validation}
-            size = given.size or config.data.image_size
+            images, clean = config.data.image, config.data.clean
             if not folder and Path(resolve_path(config.lm.path)).joinpath("tokenizer.json").is_file():
                 folder = Path(resolve_path(config.lm.path))
         if not any(sources.values()):
@@ -113,7 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
             check(
                 line,
                 name=name,
-                size=size,
+                images=replace(images, size=given.size or images.size),
+                clean=clean,
                 output=given.output,
                 encode=tokenizer.encode if tokenizer else None,
                 vocab_size=tokenizer.vocab_size if tokenizer else 0,

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from frozen_jax.data.augment import AugmentOptions, augment, names_a_side, random_windows
+from frozen_jax.data.random_ops import OPERATIONS
 from frozen_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -98,3 +100,29 @@ def test_bad_strengths():
     for bad in ({"shift": 2.0}, {"zoom": 0.0}, {"brightness": -1.0}):
         with pytest.raises(UserError, match=next(iter(bad))):
             AugmentOptions(**bad)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_operation_keeps_the_shape_and_changes_with_its_strength(name):
+    picture = Image.fromarray(IMAGES[0] // 2 + 30)
+    changed = {strength: np.asarray(OPERATIONS[name](picture, strength)) for strength in (0.0, 0.3, -0.3, 1.0)}
+    assert all(pixels.shape == (20, 20, 3) and pixels.dtype == np.uint8 for pixels in changed.values())
+    of_no_strength = name in ("identity", "autocontrast", "equalize")
+    assert of_no_strength or not np.array_equal(changed[1.0], changed[0.3])
+    if name != "identity":
+        assert not np.array_equal(changed[1.0], np.asarray(picture))
+    if name not in ("autocontrast", "equalize"):
+        np.testing.assert_array_equal(changed[0.0], np.asarray(picture))
+
+
+def test_random_operations_are_pure_and_differ_between_pictures():
+    options = AugmentOptions(operations=2, magnitude=0.5)
+    base = run(options)
+    np.testing.assert_array_equal(base, run(options))
+    order = RNG.permutation(32)
+    np.testing.assert_array_equal(run(options, images=IMAGES[order], samples=SAMPLES[order]), base[order])
+    assert (run(options, epochs=EPOCHS + 1) != base).any(axis=(1, 2, 3)).sum() > 25
+    one = np.repeat(IMAGES[:1], 200, axis=0)
+    made = run(AugmentOptions(operations=1), images=one, samples=np.arange(200), epochs=np.zeros(200, np.int64))
+    kinds = len({pixels.tobytes() for pixels in made})
+    assert 20 <= kinds <= 25, "14 operations, 11 of them in two directions, of which two coincide"

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frozen_jax.data.cleaning import CleanedSource, CleanOptions, clean_captions, clean_text, without_repeats
-from frozen_jax.data.records import MemorySource, Record, RecordError
+from frozen_jax.data.cleaning import (
+    CleanedSource,
+    CleanOptions,
+    clean_captions,
+    clean_source,
+    clean_text,
+    without_repeats,
+)
+from frozen_jax.data.records import MemorySource, Question, Record, RecordError
 from frozen_jax.errors import UserError
 
 
@@ -72,3 +79,11 @@ def test_repeats():
     rows = [("a", "b"), ("c",), ("B", "a"), (), ("c", "d"), (), ("C",)]
     source = MemorySource([Record(str(i), None, captions) for i, captions in enumerate(rows)])
     assert without_repeats(source).ids() == ["0", "1", "3", "4", "5"]
+    assert clean_source(source, CleanOptions(drop_repeats=True)).ids() == ["0", "1", "3", "4", "5"]
+    assert len(clean_source(source, CleanOptions())) == 7
+
+
+def test_questions_are_cleaned_and_answers_are_not():
+    row = Record("a", None, (), (Question("what &amp;  why?", ("x &amp; y",)),))
+    question = clean_source(MemorySource([row]), CleanOptions()).record(0).questions[0]
+    assert (question.text, question.answers) == ("what & why?", ("x &amp; y",))

@@ -1,19 +1,24 @@
 """Runs the examples of docs/data.md on four small pictures and compares what each prints with its comment."""
 
 import contextlib
+import importlib
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.data.test_tfrecord import example, write_tfrecord
+from frozen_jax.data.sources import KINDS
+from tests.data.test_tfrecord import ENVIRONMENT, TOY_CAPTIONS, example, write_tfrecord
 
 DOCUMENT = Path(__file__).parents[2] / "docs/data.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+(OF_TFDS,) = [number for number, code in enumerate(EXAMPLES) if '"tfds:' in code]
 COLOURS = ("red", "green", "blue", "black")
 
 
@@ -49,6 +54,12 @@ def files(tmp_path, monkeypatch):
     answered = [{"question_id": 5, "answers": [{"answer": "red"}], "answer_type": "other"}]
     Path("annotations.json").write_text(json.dumps({"annotations": answered}))
     write_tfrecord("shards/a.tfrecord", examples)
+    writer = importlib.import_module("array_record.python.array_record_module").ArrayRecordWriter(
+        "shards/a.array_record", "group_size:1"
+    )
+    for message in examples:
+        writer.write(message)
+    writer.close()
     with tarfile.open("shards/0000.tar", "w") as tar:
         for colour in COLOURS:
             for suffix in ("jpg", "txt"):
@@ -56,13 +67,32 @@ def files(tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 9
+    kinds = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", DOCUMENT.read_text(), re.MULTILINE)))
+    assert set(KINDS) <= set(kinds), "each has its line in the table"
+    without_files = {"easy_vqa", "fake", "scene_text"}
+    assert all(f'"{kind}:' in "".join(EXAMPLES) for kind in set(KINDS) - without_files), "and its example"
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def list_expected(number):
+    return re.findall(r"^print\(.*\)  # (.*)$", EXAMPLES[number], re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", [number for number in range(len(EXAMPLES)) if number != OF_TFDS])
 def test_an_example_prints_what_it_says(number, files):
-    expected = re.findall(r"^print\(.*\)  # (.*)$", EXAMPLES[number], re.MULTILINE)
+    expected = list_expected(number)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(EXAMPLES[number], f"docs/data.md example {number}", "exec"), {})
     assert printed.getvalue().splitlines() == expected and expected
+
+
+def test_the_example_of_tfds_prints_what_it_says(tmp_path):
+    prepare = 'ToyCaptions(data_dir=".", file_format="tfrecord").download_and_prepare()\n'
+    end = "\nsys.stdout.flush()\nos._exit(0)\n"  # TensorFlow's own threads can take minutes to end on a busy machine
+    (tmp_path / "toy.py").write_text(TOY_CAPTIONS + prepare + "print('prepared')\n" + EXAMPLES[OF_TFDS] + end)
+    done = subprocess.run(
+        [sys.executable, "toy.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("prepared\n")[1].splitlines() == list_expected(OF_TFDS)

@@ -19,12 +19,17 @@ def test_the_drawn_packed_row():
     row = packed_row([Piece([5, 6]), Piece([7])], layout=LAYOUT)
     assert row.tokens.tolist() == [90, SLOT, SLOT, 5, 6, 91, 90, SLOT, SLOT, 7, 91]
     assert row.segments.tolist() == [1] * 6 + [2] * 5
-    assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]
     assert row.loss_mask.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1]
     single = packed_row([Piece([5])], layout=LAYOUT)
     assert single.segments.tolist() == [1] * 5 + [0] * 6 and single.tokens[5:].tolist() == [PAD] * 6
-    with pytest.raises(UserError, match="do not fit"):
-        packed_row([Piece([5, 6]), Piece([7, 8])], layout=LAYOUT)
+
+
+def test_a_full_packed_row_cuts_its_longest_texts():
+    row = packed_row([Piece([5, 6, 7, 8]), Piece([7])], layout=LAYOUT)
+    assert row.tokens.tolist() == [90, SLOT, SLOT, 5, 6, 7, 90, SLOT, SLOT, 7, 91], "cut, and without eos"
+    assert row.loss_mask.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1]
+    with pytest.raises(UserError, match="max_tokens"):
+        packed_row([Piece([5]), Piece([7]), Piece([8]), Piece([9])], layout=LAYOUT)
 
 
 def test_each_segment_is_the_row_that_it_would_be_alone():
@@ -37,7 +42,6 @@ def test_each_segment_is_the_row_that_it_would_be_alone():
         length = piece_length(piece, layout=layout)
         assert row.tokens[inside].tolist() == tokens[:length].tolist() and (tokens[length:] == PAD).all()
         assert row.loss_mask[inside].tolist() == mask[:length].tolist()
-        assert row.positions[inside].tolist() == list(range(length))
 
 
 def test_plans_use_every_text_once_and_are_even():
@@ -50,12 +54,15 @@ def test_plans_use_every_text_once_and_are_even():
         plan_packing([1, 2, 3], pairs=2)
 
 
-def make(**options):
+SINGLE = RowLayout(max_tokens=16, prefix_length=2, bos_id=1, eos_id=2)
+
+
+def make(*, layout=SINGLE, **options):
     return Pipeline(
         FakeSource(32),
         text=lambda record, rng: "word" * int(rng.integers(1, 5)),
         encode=lambda text: [7] * (len(text) // 4),
-        layout=RowLayout(max_tokens=16, prefix_length=2, bos_id=1, eos_id=2),
+        layout=layout,
         options=PipelineOptions(**{"batch_size": 8, "images": ImageOptions(8), **options}),
     )
 
@@ -78,12 +85,40 @@ def test_two_pairs_per_row():
     validate(paired, prefix_length=2, vocab_size=10)
     assert paired.images.shape == (4, 2, 8, 8, 3) and paired.tokens.shape == (4, 32)
     np.testing.assert_array_equal(paired.images.reshape(whole.images.shape), whole.images)
-    assert paired.sample_ids.tolist() == whole.sample_ids[::2].tolist()
+    assert paired.sample_ids.tolist() == whole.sample_ids.tolist()
     for row in range(4):
         words = [whole.tokens[2 * row + i] for i in (0, 1)]
         expected = [*words[0][words[0] != PAD], *words[1][words[1] != PAD][1:]]
         assert paired.tokens[row][paired.tokens[row] != PAD].tolist() == expected, "one bos, then both pairs"
     assert paired.loss_mask.sum() == whole.loss_mask.sum()
+
+
+def test_packed_batches_hold_the_same_pairs():
+    options = {"batch_size": 8, "pack": 4}
+    single = make().batch(Position(0, 8))
+    batch = make(layout=RowLayout(max_tokens=28, prefix_length=2, bos_id=1, eos_id=2), **options).batch(Position(0, 8))
+    validate(batch, prefix_length=2, vocab_size=10)
+    assert batch.images.shape == (2, 4, 8, 8, 3) and batch.tokens.shape == batch.segments.shape == (2, 28)
+    assert sorted(batch.sample_ids.tolist()) == sorted(single.sample_ids.tolist())
+    for place, sample in enumerate(batch.sample_ids.tolist()):
+        row, alone = divmod(place, 4)[0], single.sample_ids.tolist().index(sample)
+        inside = batch.segments[row] == place % 4 + 1
+        there = single.tokens[alone] != PAD
+        assert batch.tokens[row][inside].tolist() == single.tokens[alone][there].tolist()
+        assert batch.loss_mask[row][inside].tolist() == single.loss_mask[alone][there].tolist()
+        np.testing.assert_array_equal(batch.images[row, place % 4], single.images[alone, 0])
+    cut = make(layout=RowLayout(40, 2, 1, 2), buckets=(28, 40), **options).batch(Position(0, 8))
+    assert cut.tokens.shape == cut.segments.shape == (2, 28)
+    for bad in ({"pack": 3}, {"pack": 0}, {"pack": 2, "pair_probability": 0.5}):
+        with pytest.raises(UserError, match="pack"):
+            make(**{**options, **bad})
+
+
+def test_a_packed_evaluation_counts_every_example_once():
+    packed = list(make(batch_size=12, pack=4, layout=RowLayout(32, 2, 1, 2)).evaluation_batches())
+    ids = np.concatenate([batch.sample_ids for batch in packed])
+    assert sorted(ids[ids >= 0].tolist()) == list(range(32)) and (ids == -1).sum() == 4
+    assert sum(batch.loss_mask.sum() for batch in packed) == sum(b.loss_mask.sum() for b in make().evaluation_batches())
 
 
 def test_the_share_of_paired_batches_is_the_same_on_all_hosts():

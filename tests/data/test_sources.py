@@ -1,16 +1,19 @@
 """Every kind of source by its one line, with what each refuses; a small set of each layout is written here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from frozen_jax.config import DataSettings
+from frozen_jax.data.cleaning import CleanOptions
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.loading import load_all
 from frozen_jax.data.records import MemorySource, Record, RecordError
-from frozen_jax.data.sources import KINDS, Mixture, open_source
+from frozen_jax.data.sources import KINDS, Mixture, open_source, open_splits
 from frozen_jax.errors import UserError
 
 COLOURS = ("red", "green", "blue", "black")
@@ -158,7 +161,7 @@ def test_class_folders(pictures):
     for colour in COLOURS:
         (pictures / f"a_{colour}").mkdir()
         (pictures / f"{colour}.jpg").rename(pictures / f"a_{colour}" / f"{colour}.jpg")
-    source = check(f"classes:{pictures}", captions=[()] * 4)
+    source = check(f"classes:{pictures}", captions=[(f"a {colour}",) for colour in sorted(COLOURS)])
     assert source.record(0).tags == ("a black",)
     names = pictures.parent / "names.txt"
     names.write_text("\n".join(f"a_{c} the {c} one" for c in COLOURS))
@@ -223,10 +226,35 @@ def test_vqa_pairs(pictures):
         open_source(f"vqa:{pictures}/q.json?root={pictures}&pattern={{number}}.jpg")
 
 
-def test_easy_vqa_and_fake():
-    assert len(open_source("easy_vqa:test")) == 1000 and len(open_source("fake:7")) == 7
-    with pytest.raises(UserError, match="number of pictures"):
-        open_source("fake:many")
+def test_what_ships_with_packages():
+    assert len(open_source("easy_vqa:test")) == 880 and len(open_source("fake:7")) == 7
+    everything = open_source("easy_vqa:test?pictures=all")
+    assert len(everything) == 1000 and sum(len(everything.record(i).questions) for i in range(1000)) == 9673
+    assert open_source("scene_text:3").record(5) != open_source("scene_text:4").record(5)
+    for line, message in (
+        ("fake:many", "whole number"),
+        ("scene_text:", "whole number"),
+        ("easy_vqa:train?pictures=some", "'captioned', or 'all'"),
+        ("easy_vqa:tests", "no split 'tests'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_source(line)
+
+
+def test_splits_of_a_config(pictures):
+    settings = DataSettings(train="fake:40", validation="fake:9")
+    training, validation = open_splits(settings, validation_examples=5)
+    assert (len(training), len(validation)) == (40, 5)
+    training, held = open_splits(replace(settings, validation=""), validation_examples=1000)
+    assert (len(training), len(held)) == (36, 4), "at most a tenth is held out"
+    assert sorted([*training.ids(), *held.ids()]) == sorted(open_source("fake:40").ids())
+    assert held.ids() == open_splits(replace(settings, validation=""), validation_examples=1000)[1].ids()
+    shouted = f"folder:{pictures} + fake:3"
+    (pictures / "red.txt").write_text("A RED  &amp; picture")
+    cleaned = open_source(shouted, clean=CleanOptions(lower_case=True))
+    assert ("a red & picture",) in [cleaned.record(i).captions for i in range(len(cleaned))]
+    with pytest.raises(UserError, match="hold out 1 of 1"):
+        open_splits(replace(settings, train="fake:1", validation=""), validation_examples=5)
 
 
 def named(name, count):

@@ -126,7 +126,7 @@ def test_array_record_files(tmp_path):
     assert load_all(source, options=ImageOptions(8))[:, 0, 0, 0].tolist() == [20 * i for i in range(COUNT)]
 
 
-BUILDER = """
+TOY_CAPTIONS = """
 import sys, os
 os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
 import numpy as np, tensorflow_datasets as tfds
@@ -144,6 +144,10 @@ class ToyCaptions(tfds.core.GeneratorBasedBuilder):
         for i in range(begin, end):
             texts = [{"text": f"number {i}", "id": i}, {"text": f"again {i}", "id": i + 100}]
             yield i, {"image": np.full((8, 8, 3), 10 * i, np.uint8), "captions": texts}
+"""
+"""A builder, for a process of its own, so that the other tests stay free of TensorFlow."""
+
+CHECKS = """
 for kind in ("tfrecord", "array_record"):
     ToyCaptions(data_dir=os.path.join(sys.argv[1], kind), file_format=kind).download_and_prepare()
     from frozen_jax.data.sources import open_source
@@ -176,9 +180,8 @@ os._exit(0)  # TensorFlow's own threads can take minutes to end on a busy machin
 
 
 def test_tfds_sets_by_name_and_folder(tmp_path):
-    """In a process of its own, so that the other tests stay free of TensorFlow."""
     pytest.importorskip("tensorflow_datasets")
-    (tmp_path / "toy.py").write_text(BUILDER)
+    (tmp_path / "toy.py").write_text(TOY_CAPTIONS + CHECKS)
     done = subprocess.run(
         [sys.executable, "toy.py", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=240,
         env=ENVIRONMENT,

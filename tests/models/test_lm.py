@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 from typing import Any
 
 import jax
@@ -158,8 +160,10 @@ def test_unrolled_stack_has_no_loop_and_copies_no_weights() -> None:
     rolled, unrolled = step_hlo(1), step_hlo(2)
     assert "while" in rolled
     assert "while" not in unrolled
-    # Copies of attention's [4, 8, 32] and of the MLP's kernels would double what a step reads.
-    assert not [line for line in unrolled.splitlines() if " copy(" in line and "32]" in line.split(" copy(")[0]]
+    # Copies of attention's [4, 8, 32], down to [2, 8, 32], and of the MLP's kernels would double what a step reads;
+    # activations are [2, 1, 32].
+    copied = re.findall(r"f32\[([\d,]+)\]\S* copy\(", unrolled)
+    assert not [shape for shape in copied if math.prod(map(int, shape.split(","))) >= 2 * 8 * 32]
     # The cache is updated where it is: the results alias the arguments.
     assert unrolled.split("\n")[0].count("may-alias") == 2
 

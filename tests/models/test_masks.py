@@ -34,7 +34,7 @@ def test_segment_mask_as_drawn() -> None:
 
 def test_positions_from_segments_as_drawn() -> None:
     segments = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [1, 2, 3, 3, 4, 4, 4]])
-    assert positions_from_segments(segments).tolist() == [[0, 1, 2, 0, 1, 0, 1], [0, 0, 0, 1, 0, 1, 2]]
+    assert positions_from_segments(segments).tolist() == [[0, 1, 2, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 2]]
 
 
 def test_one_segment_is_the_causal_mask() -> None:

@@ -65,10 +65,12 @@ def test_bad_items_are_listed_and_the_status_is_1(folder, tmp_path, capsys):
 def test_a_config_is_checked_whole(tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text(
-        "from ml_collections import ConfigDict\n"
+        "from frozen_jax.config import default_config\n"
         "def get_config(size='4'):\n"
-        "    data = {'train': 'fake:' + size, 'validation': 'fake:2', 'image_size': 16}\n"
-        "    return ConfigDict({'data': data, 'lm': {'path': ''}})\n"
+        "    config = default_config()\n"
+        "    config.lm.path, config.vision.name = 'package:scene_gpt2', 'nf_resnet_small'\n"
+        "    config.data.train, config.data.validation, config.data.image.size = 'fake:' + size, 'fake:2', 16\n"
+        "    return config\n"
     )
     main([f"--config={config}:6", f"--output={tmp_path / 'out'}"])
     written = [json.loads((tmp_path / f"out/{name}.json").read_text()) for name in ("train", "validation")]

@@ -1,0 +1,39 @@
+"""A config file and its overrides from a command line, for the tools; `main.py` has the same two as its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from frozen_jax.config import Config, from_config_dict
+from frozen_jax.errors import UserError
+
+
+def read_config(words: Sequence[str]) -> Config:
+    """Reads `--config=FILE[:VARIANT]` and `--config.section.name=VALUE`.
+
+    Args:
+        words: these and nothing else.
+
+    Raises:
+        UserError: another word, no file, or a file or value that does not fit.
+    """
+    values = flags.FlagValues()
+    argv = ["frozen_jax", *words]
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "configuration file", flag_values=values, lock_config=True, sys_argv=argv
+    )
+    try:
+        rest = values(argv)[1:]
+        config = holder.value
+        if config is not None:
+            config.to_dict()  # a file that failed to load raises when it is first used
+    except (flags.Error, AttributeError, KeyError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"the flags or the config file: {' '.join(str(error).split())}") from error
+    if rest:
+        raise UserError(f"unknown argument {rest[0]!r}; settings are given as --config.section.name=value")
+    if config is None:
+        raise UserError("--config is missing; for example --config=configs/quickstart.py")
+    return from_config_dict(config)

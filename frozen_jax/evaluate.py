@@ -1,0 +1,42 @@
+"""The tasks that a trained model is measured by, by name. Called by `run.py`; each task is a file of `tasks/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from frozen_jax.config import Config
+from frozen_jax.errors import UserError
+from frozen_jax.report import Report
+from frozen_jax.tasks import caption, classify, easy_vqa, fewshot, vqa
+from frozen_jax.tasks.controls import Models
+
+Task: TypeAlias = Callable[[Config, Models, Path], dict[str, dict[str, Any]]]
+"""(config, models, workdir) → figures by section of the report."""
+
+TASKS: Mapping[str, Task] = {
+    "caption": caption.evaluate,
+    "classify": classify.evaluate,
+    "easy_vqa": easy_vqa.evaluate,
+    "fewshot": fewshot.evaluate,
+    "scene_text": easy_vqa.evaluate_scene_text,
+    "vqa": vqa.evaluate,
+}
+
+
+def evaluate(config: Config, models: Models, report: Report, directory: Path) -> None:
+    """Runs the config's task and adds its figures to the report.
+
+    Raises:
+        UserError: the task needs pictures and the model was trained on text alone; or as the task.
+    """
+    name = config.evaluate.task
+    if name == "none":
+        return
+    if models.seeing.network.vision is None and name != "scene_text":
+        raise UserError(
+            f"evaluate.task={name!r} shows pictures, and this model was trained on text alone; set it to none"
+        )
+    for section, figures in TASKS[name](config, models, directory).items():
+        report.add(section, **figures)

@@ -1,0 +1,75 @@
+"""Log-probabilities of given texts, and embeddings of texts, without generating anything. Beside `decode.py`.
+
+Not here: batching and ids (`api.py`), what is asked and how it is counted (`tasks/`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+
+from frozen_jax.batch import PAD
+from frozen_jax.decode import prefill
+from frozen_jax.models.frozen import FrozenModel, input_mask
+from frozen_jax.models.masks import cache_mask
+
+
+@functools.partial(jax.jit, static_argnames=("module",))
+def score_continuations(
+    module: Any,
+    params: Mapping[str, Any],
+    embeddings: Float[Array, "B S D"],
+    mask: Bool[Array, "B S"],
+    continuations: Int32[Array, "C B T"],
+) -> Float32[Array, "B C"]:
+    """Sums the log-probabilities (nats) of each continuation's tokens after its prompt.
+
+    A prompt is run once; its C continuations read the same cache, each as if it were the only one.
+
+    Args:
+        module: language model from `models.lm.build_lm`.
+        params: its parameters.
+        embeddings: left-padded prompts, words and image prefixes alike.
+        mask: True at prompt positions.
+        continuations: ids, padded on the right with PAD, at least one each; T is at least 2.
+    """
+    length, room = mask.shape[1], continuations.shape[2] - 1  # the last token is never fed
+    first, cache = prefill(params, embeddings, mask, module=module, room=room)
+    filled = jnp.pad(mask, ((0, 0), (0, room)), constant_values=True)
+    unrolled = module.clone(unroll=module.config.layers)  # as in decoding: no copies of each layer's weights
+
+    def score(tokens: Int32[Array, "B T"]) -> Float32[Array, " B"]:
+        count = (tokens != PAD).sum(axis=1, dtype=jnp.int32)
+        # Positions of padding stay within the text, hence within the model's table; nothing reads what stands there.
+        places = jnp.minimum(jnp.arange(room, dtype=jnp.int32)[None, :], count[:, None] - 1)
+        hidden, _ = unrolled.apply(
+            {"params": params},
+            unrolled.apply({"params": params}, jnp.maximum(tokens[:, :-1], 0), method="embed"),
+            positions=mask.sum(axis=1, dtype=jnp.int32)[:, None] + places,
+            mask=cache_mask(filled, cache_index=length, queries=room),
+            cache=cache,
+            cache_index=jnp.int32(length),
+            method="stack",
+        )
+        logits = unrolled.apply({"params": params}, hidden, method="logits")
+        logits = jnp.concatenate([first[:, None], logits], axis=1).astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, jnp.maximum(tokens, 0)[:, :, None], axis=2)[:, :, 0]
+        return jnp.where(tokens != PAD, chosen - jax.nn.logsumexp(logits, axis=2), 0.0).sum(axis=1)
+
+    sums: Array = lax.map(score, continuations)
+    return sums.T
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def embed_texts(model: FrozenModel, params: Mapping[str, Any], tokens: Int[Array, "B S"]) -> Float32[Array, "B D2"]:
+    """Returns the mean, over a text's positions, of the language model's last hidden states."""
+    mask = input_mask(tokens)
+    hidden = model.run_lm(dict(params), model.embed(dict(params), tokens, None), mask).astype(jnp.float32)
+    total = jnp.where(mask[:, :, None], hidden, 0.0).sum(axis=1)
+    return total / mask.sum(axis=1, dtype=jnp.float32)[:, None]

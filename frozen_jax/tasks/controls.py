@@ -1,0 +1,105 @@
+"""What every task measures beside the seeing model: the same prompts with other pictures. Used by the tasks.
+
+Prompts name pictures by their row in a table of prefixes, so another table shows other pictures to the same prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from frozen_jax.api import Model, Picture
+from frozen_jax.config import Config
+from frozen_jax.data.records import Record, Source
+from frozen_jax.errors import UserError
+
+
+class Models(NamedTuple):
+    """The trained model, and the one trained on black pictures, where there is one."""
+
+    seeing: Model
+    blind: Model | None = None
+
+
+class View(NamedTuple):
+    """One column of a report: a model and what it is shown.
+
+    Attributes:
+        name: "seeing", "shuffled" (each picture in another's place) or "blind" (trained and asked on black pictures).
+        model: that answers.
+        table: prefixes by picture.
+    """
+
+    name: str
+    model: Model
+    table: Float[np.ndarray, "R P D"]
+
+
+def list_views(models: Models, pictures: Sequence[Picture], *, seed: int) -> list[View]:
+    """Encodes pictures for the model and its controls; a model that is itself blind has none.
+
+    Args:
+        models: to compare.
+        pictures: in the order of the rows that prompts name.
+        seed: of the shuffle.
+    """
+    table = models.seeing.embed_image(pictures)
+    if models.seeing.blind:
+        return [View("blind", models.seeing, table)]
+    views = [View("seeing", models.seeing, table)]
+    if len(pictures) > 1:
+        order = shuffle_without_fixed_points(len(pictures), seed=seed)
+        views.append(View("shuffled", models.seeing, table[order]))
+    if models.blind is not None:
+        views.append(View("blind", models.blind, models.blind.embed_image(pictures)))
+    return views
+
+
+def shuffle_without_fixed_points(size: int, *, seed: int) -> list[int]:
+    """Returns a random permutation of range(size), size > 1, that leaves nothing in its place: one single cycle."""
+    order = list(range(size))
+    random.Random(seed).shuffle(order)
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [following[index] for index in range(size)]
+
+
+def summarise_seeds(figures: Sequence[float]) -> dict[str, Any]:
+    """Mean of an accuracy in percent over seeds, its standard deviation (n - 1) and the single figures."""
+    summary: dict[str, Any] = {"accuracy": round(float(np.mean(figures)), 2)}
+    if len(figures) > 1:
+        summary |= {"spread": round(float(np.std(figures, ddof=1)), 2), "by_seed": [round(x, 2) for x in figures]}
+    return summary
+
+
+def source_line(config: Config, given: str) -> str:
+    """Returns the source that a task's section names, or what the run is validated on.
+
+    Raises:
+        UserError: neither is named.
+    """
+    line = given or config.data.validation
+    if not line:
+        raise UserError(f"evaluate.{config.evaluate.task}.source is ''; name what to evaluate on")
+    return line
+
+
+def read_records(source: Source, *, most: int) -> list[Record]:
+    """Returns the first records, all of them with `most` 0.
+
+    Raises:
+        UserError: a record without a picture.
+    """
+    records = [source.record(index) for index in range(min(most or len(source), len(source)))]
+    for record in records:
+        if record.image is None:
+            raise UserError(f"evaluate: record {record.id} has no picture; name a source of pictures")
+    return records
+
+
+def images_of(records: Sequence[Record]) -> list[Picture]:
+    """Returns the pictures of records that have one."""
+    return [record.image for record in records if record.image is not None]

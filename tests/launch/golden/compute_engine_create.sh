@@ -1,0 +1,1 @@
+gcloud compute instances create my-run --project=my-project --zone=us-west4-a --machine-type=ct6e-standard-8t --image-family=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e --image-project=ubuntu-os-accelerator-images --boot-disk-size=200GB --maintenance-policy=TERMINATE --scopes=cloud-platform --labels=frozen_jax=my-run

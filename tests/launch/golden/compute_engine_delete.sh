@@ -1,0 +1,1 @@
+gcloud compute instances delete my-run --project=my-project --zone=us-west4-a --quiet

@@ -1,0 +1,1 @@
+gcloud compute instances list --project=my-project --zones=us-west4-a --filter=labels.frozen_jax=my-run --format='value(name)' | grep . | xargs -P 32 -I @INSTANCE@ gcloud compute ssh @INSTANCE@ --project=my-project --zone=us-west4-a --command='bash frozen_jax/launch/worker.sh logs'

@@ -1,0 +1,4 @@
+gcloud compute resource-policies create workload-policy my-run --project=my-project --region=us-west4 --type=high-throughput --accelerator-topology=2x2x2
+gcloud compute instance-templates create my-run --project=my-project --machine-type=tpu7x-standard-4t --image-family=ubuntu-accel-2404-amd64-tpu-tpu7x --image-project=ubuntu-os-accelerator-images --boot-disk-size=200GB --maintenance-policy=TERMINATE --scopes=cloud-platform --labels=frozen_jax=my-run --provisioning-model=SPOT --instance-termination-action=STOP
+gcloud compute instance-groups managed create my-run --project=my-project --zone=us-west4-a --template=my-run --size=2 --workload-policy=projects/my-project/regions/us-west4/resourcePolicies/my-run --default-action-on-vm-failure=do-nothing
+gcloud compute instance-groups managed wait-until my-run --project=my-project --zone=us-west4-a --stable

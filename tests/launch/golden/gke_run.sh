@@ -1,0 +1,1 @@
+xpk workload create --workload=my-run --cluster=my-run --project=my-project --zone=us-west4-a --tpu-type=v6e-16 --num-slices=1 --docker-image=us-docker.pkg.dev/my-project/repo/frozen_jax:1 --max-restarts=100 --command='exec env python -m frozen_jax.main --config=configs/quickstart.py --workdir=/mnt/runs/quickstart '\''--config.data.caption_format= it'\''\'\'''\''s {caption}'\'''

@@ -1,0 +1,74 @@
+"""Models for tests of tasks: they see one number per picture and answer by rule, so that every figure is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+from frozen_jax.api import Model
+from frozen_jax.prompt import Image
+from frozen_jax.stopping import Completion
+
+
+class Seer(Model):
+    """Sees the mean red of a picture; `answer(parts)` continues a prompt whose images are such numbers.
+
+    `asked` collects the prompts of every call, pictures as numbers.
+    """
+
+    def __init__(self, answer=None, *, blind=False):
+        for name, value in (("answer", answer), ("asked", []), ("blind", blind), ("network", Network())):
+            object.__setattr__(self, name, value)
+
+    def embed_image(self, images):
+        seen = [0.0 if self.blind else red_of(image) for image in images]
+        return np.array(seen, np.float32).reshape(-1, 1, 1) * np.array([[[1.0, 0.5]]], np.float32) + np.array(
+            [[[0.0, 1.0]]], np.float32
+        )
+
+    def see(self, prompts, prefixes):
+        shown = [
+            tuple(float(prefixes[part.row, 0, 0]) if isinstance(part, Image) else part for part in prompt)
+            for prompt in prompts
+        ]
+        self.asked.append(shown)
+        return shown
+
+    def complete(self, prompts, *, max_new_tokens, stop, prefixes):
+        made = [self.answer(parts) for parts in self.see(prompts, prefixes)]
+        return [one if isinstance(one, Completion) else Completion(one, True, 1) for one in made]
+
+    def generate(self, prompts, *, max_new_tokens, stop, prefixes):
+        return [
+            completion.text
+            for completion in self.complete(prompts, max_new_tokens=max_new_tokens, stop=stop, prefixes=prefixes)
+        ]
+
+    def score(self, prompts, continuations, *, normalise, prefixes):
+        assert normalise
+        rows = self.see(prompts, prefixes)
+        return np.array([[self.answer(parts, name) for name in continuations] for parts in rows], np.float32)
+
+
+class Network:
+    """What tasks look at: that there is a vision tower."""
+
+    vision = object()
+
+
+def red_of(image) -> float:
+    """Mean red of a picture, 0 to 255, in tens."""
+    if isinstance(image, bytes):
+        import io
+
+        image = Pillow.open(io.BytesIO(image))
+    if isinstance(image, Path):
+        image = Pillow.open(image)
+    return float(round(float(np.asarray(image)[..., 0].mean()) / 10) * 10)
+
+
+def paint(red: int) -> np.ndarray:
+    """A flat picture."""
+    return np.full((8, 8, 3), (red, 0, 0), np.uint8)

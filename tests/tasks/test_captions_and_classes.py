@@ -1,0 +1,86 @@
+"""Captioning and closed-set classification of pictures of one shade of red each."""
+
+import json
+
+import pytest
+from PIL import Image as Pillow
+
+from frozen_jax.config import Config, DataSettings
+from frozen_jax.errors import UserError
+from frozen_jax.evaluate_settings import CaptionSettings, ClassifySettings, EvaluateSettings
+from frozen_jax.metrics.captions import cider_d
+from frozen_jax.tasks import caption, classify
+from frozen_jax.tasks.controls import Models
+from tests.tasks.seers import Seer, paint
+
+WORDS = {10: "a dark red square", 90: "a plain red thing here", 170: "something light and red", 250: "all of it bright"}
+
+
+@pytest.fixture
+def reds(tmp_path):
+    rows = []
+    for number, (red, text) in enumerate([*WORDS.items(), (250, "")]):
+        Pillow.fromarray(paint(red)).save(tmp_path / f"{number}.png")
+        rows.append(
+            {"image": f"{number}.png", "tags": ["red", str(red)]} | ({"caption": [text, "red"]} if text else {})
+        )
+    (tmp_path / "reds.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"jsonl:{tmp_path}/reds.jsonl"
+
+
+def test_captions_with_controls(reds, tmp_path):
+    say = lambda parts: f" {WORDS.get(int(parts[0]), 'nothing')}"  # noqa: E731
+    models = Models(Seer(say), Seer(say, blind=True))
+    config = Config(data=DataSettings(validation=reds), evaluate=EvaluateSettings(task="caption"))
+    figures = caption.evaluate(config, models, tmp_path)["caption"]
+    assert (figures["n"], figures["without_reference"], figures["prompt"]) == (4, 1, "[img]")
+    references = {str(n): [text, "red"] for n, text in enumerate(WORDS.values())}
+    expected = 100 * cider_d({name: texts[0] for name, texts in references.items()}, references)
+    assert figures["seeing"] == {
+        **{f"bleu_{order}": 100.0 for order in (1, 2, 3, 4)},
+        "rouge_l": 100.0,
+        "cider_d": pytest.approx(expected, abs=0.01),
+        "exact_match": 100.0,
+    }
+    assert figures["shuffled"]["exact_match"] == figures["blind"]["exact_match"] == 0.0
+    assert figures["shuffled"]["cider_d"] < figures["seeing"]["cider_d"] > 100
+
+
+def test_captions_need_references(reds, tmp_path):
+    Pillow.fromarray(paint(10)).save(tmp_path / "0.png")
+    (tmp_path / "bare.jsonl").write_text('{"image": "0.png"}')
+    settings = CaptionSettings(source=f"jsonl:{tmp_path}/bare.jsonl")
+    config = Config(evaluate=EvaluateSettings(task="caption", caption=settings))
+    with pytest.raises(UserError, match="has no captions to compare with"):
+        caption.evaluate(config, Models(Seer(str)), tmp_path)
+    with pytest.raises(UserError, match=r"evaluate\.caption\.source is ''"):
+        caption.evaluate(Config(evaluate=EvaluateSettings(task="caption")), Models(Seer(str)), tmp_path)
+
+
+def make_config(source, *, examples=0, **settings):
+    classify_settings = ClassifySettings(source=source, **settings)
+    return Config(evaluate=EvaluateSettings(task="classify", examples=examples, classify=classify_settings))
+
+
+def test_classes_by_score(reds, tmp_path):
+    """A score that is the higher the nearer the named shade is to the picture's."""
+    models = Models(Seer(lambda parts, name: -abs(parts[0] - int(name))), Seer(lambda parts, name: 0.0, blind=True))
+    figures = classify.evaluate(make_config(reds, tag=1), models, tmp_path)["classify"]
+    assert (figures["classes"], figures["class_names"]) == (4, ["10", "170", "250", "90"])
+    assert (figures["n"], figures["chance"], figures["majority"]) == (5, 25.0, 40.0)
+    assert (figures["prompt"], figures["names"]) == ("[img] This is a", " {name}")
+    assert figures["seeing"] == {"top_1": 100.0} and figures["blind"] == {"top_1": 0.0}
+    assert figures["shuffled"]["top_1"] < 100
+    assert models.seeing.asked[0][0] == (10.0, " This is a")
+
+
+def test_all_classes_count_whatever_is_examined(reds, tmp_path):
+    figures = classify.evaluate(make_config(reds, examples=1), Models(Seer(lambda *_: 0.0)), tmp_path)["classify"]
+    assert figures["classes"] == 4 and figures["n"] == 1 and figures["class_names"][0] == "red 10"
+
+
+def test_pictures_without_a_class_are_refused(reds, tmp_path):
+    with pytest.raises(UserError, match=r"record reds.jsonl:0 has the tags .* none at place 2"):
+        classify.evaluate(make_config(reds, tag=2), Models(Seer(str)), tmp_path)
+    with pytest.raises(UserError, match=r"has the class \['red'\] alone"):
+        classify.evaluate(make_config(reds, tag=0), Models(Seer(str)), tmp_path)

@@ -1,0 +1,132 @@
+"""Every task by the real `run` on one short run: `--mode=eval` with other settings of the same workdir."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+
+from frozen_jax.config import Config, default_config, from_config_dict
+from frozen_jax.errors import UserError
+from frozen_jax.evaluate import TASKS
+from frozen_jax.evaluate import evaluate as evaluate_task
+from frozen_jax.evaluate_settings import EvaluateSettings, TaskName
+from frozen_jax.report import Report
+from frozen_jax.restore import load
+from frozen_jax.run import run
+from frozen_jax.tasks.controls import Models
+from frozen_jax.tools import make_episodes
+from tests.tasks.seers import Seer
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_lm, tmp_path_factory):
+    """Config, workdir and report of one step of training, with its blind control."""
+    config = default_config()
+    config.lm.path = str(tiny_lm)
+    config.vision.name = "nf_resnet_small"
+    config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
+    config.data.train = config.data.validation = "fake:12"
+    config.data.image.size, config.data.max_tokens = 16, 40
+    config.train.steps, config.train.batch_size = 1, 8
+    config.evaluate.max_new_tokens, config.evaluate.batch_size = 3, 16
+    config.evaluate.task, config.evaluate.blind_control = "caption", True
+    directory = tmp_path_factory.mktemp("run") / "w"
+    return config.to_dict(), directory, run(from_config_dict(config), directory, mode="train")
+
+
+def change(config, **changes):
+    """A config with other settings of evaluation."""
+    evaluate = config["evaluate"]
+    merged = {name: evaluate[name] | value if isinstance(value, dict) else value for name, value in changes.items()}
+    return from_config_dict({**config, "evaluate": evaluate | merged})
+
+
+def test_every_task_has_a_name_and_every_name_a_task():
+    assert {*TASKS, "none"} == set(typing.get_args(TaskName))
+
+
+def test_training_ends_with_its_report(trained):
+    _, directory, report = trained
+    assert json.loads((directory / "report.json").read_text()) == report
+    assert set(report["caption"]) >= {"seeing", "shuffled", "blind"} and report["caption"]["n"] == 12
+
+
+def test_another_evaluation_of_the_same_run(trained):
+    """The evaluate section is free: another task, without the control, under another name."""
+    config, directory, before = trained
+    short = {
+        "shots": (0, 1),
+        "induction": "",
+        "query_format": "[img]{question}",
+        "shot_format": "[img]{question}{answer}",
+    }
+    other = change(config, task="vqa", report="vqa_shots", blind_control=False, seeds=2, vqa=short)
+    report = run(other, directory, mode="eval")
+    assert set(report["vqa"]["shots_1"]) >= {"seeing", "shuffled", "example"}
+    assert len(report["vqa"]["shots_1"]["seeing"]["by_seed"]) == 2
+    assert report["train"]["best_step"] == before["train"]["best_step"]
+    assert json.loads((directory / "vqa_shots.json").read_text()) == report
+    table = (directory / "vqa_shots.md").read_text()
+    assert "vqa.shots_1.seeing.accuracy" in table and "[eos], \\n, Question:, 3 tokens" in table
+    assert json.loads((directory / "report.json").read_text()) == before
+
+
+def test_episodes_and_classes_by_a_loaded_model(trained, tmp_path):
+    config, directory, _ = trained
+    models = Models(load(directory), load(directory / "blind"))
+    assert models.seeing.images.size == 16 and models.blind.blind and not models.seeing.blind
+    make_episodes.main(["--source=fake:40", "--tag=0", f"--out={tmp_path}/set", "--count=5", "--size=16"])
+    short = {"episodes": f"{tmp_path}/set", "induction": (False,)}
+    short |= {"query_format": "[img]{question}", "support_format": "[img]{caption}"}
+    for rows in (tmp_path / "set").glob("*.json"):
+        rows.write_text(rows.read_text().replace("Q: What is this? A: This is a", "This is a"))
+    fewshot = change(config, task="fewshot", fewshot=short)
+    point = TASKS["fewshot"](fewshot, models, tmp_path)["fewshot"]["ways_2_shots_1_repeats_0"]
+    assert point["n"] == 5 and point["chance"] == 50.0 and set(point["blind"]) == {"strict", "lenient"}
+    classes = TASKS["classify"](change(config, task="classify", classify={"tag": 0}), models, tmp_path)["classify"]
+    assert classes["chance"] == 25.0 and set(classes["seeing"]) == {"top_1"}
+
+
+def test_a_model_of_text_alone_is_shown_nothing(tmp_path):
+    seer = Seer()
+    seer.network.vision = None
+    config = Config(evaluate=EvaluateSettings(task="caption"))
+    with pytest.raises(UserError, match=r"evaluate\.task='caption' shows pictures"):
+        evaluate_task(config, Models(seer), Report.__new__(Report), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("seeds", 0, r"evaluate\.seeds is 0; it must be at least 1"),
+        ("report", "../x", r"evaluate\.report .* part of a file name"),
+        ("examples", -1, r"evaluate\.examples"),
+        ("task", "vqav2", r"evaluate\.task is 'vqav2'"),
+        ("task", "fewshot", r"evaluate\.fewshot\.episodes is ''; give the folder"),
+        ("vqa.shots", (), r"evaluate\.vqa\.shots is \(\); give one or more"),
+        ("vqa.shots", (4, 4), r"evaluate\.vqa\.shots"),
+        ("vqa.shots", ("4",), r"evaluate\.vqa\.shots\[0\] is '4', a str; it must be a int"),
+        ("vqa.query_format", "Question: {question}", r"vqa\.query_format .* exactly one \[img\], and \{question\}"),
+        ("vqa.shot_format", "[img] {question} {answer} {id}", r"vqa\.shot_format"),
+        ("vqa.shot_format", "[img] {question} {answer", r"vqa\.shot_format"),
+        ("vqa.induction", "Look: [img]", r"vqa\.induction .* no \[img\], and nothing to be filled in"),
+        ("fewshot.ways", (1,), r"fewshot\.ways .* at least 2"),
+        ("fewshot.induction", (), r"fewshot\.induction"),
+        ("fewshot.induction_format", "Answer with {name}.", r"only \{names\}"),
+        ("classify.tag", -2, r"classify\.tag"),
+    ],
+)
+def test_each_wrong_setting_is_named(name, value, message):
+    given = dataclasses.asdict(Config(lm=dataclasses.replace(Config().lm, path="x")))
+    given["data"]["train"], given["vision"]["name"] = "fake:4", "resnet50"
+    section, _, key = name.rpartition(".")
+    (given["evaluate"][section] if section else given["evaluate"])[key] = value
+    with pytest.raises(UserError, match=message):
+        from_config_dict(given)
+
+
+def test_settings_survive_json():
+    given = json.loads(json.dumps(dataclasses.asdict(Config(lm=dataclasses.replace(Config().lm, path="x")))))
+    given["data"]["train"], given["vision"]["name"] = "fake:4", "resnet50"
+    assert from_config_dict(given).evaluate == Config().evaluate

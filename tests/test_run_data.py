@@ -1,0 +1,162 @@
+"""Whole runs on every common layout of pictures and texts by one line of config; bad items, packing, pairs, buckets."""
+
+import dataclasses
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from frozen_jax.config import DataSettings, from_config_dict
+from frozen_jax.data.augment import AugmentOptions
+from frozen_jax.errors import UserError
+from frozen_jax.run import run
+from tests.data.test_tfrecord import example, write_tfrecord
+
+COLOURS = ("red", "green", "blue", "black", "white", "gray", "teal", "navy")
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    """{kind: line} of the same eight pictures in every layout; one caption in each says the colour."""
+    root = tmp_path_factory.mktemp("layouts")
+    (root / "p").mkdir()
+    rows, images, annotations, karpathy, questions, answers, examples = [], [], [], [], [], [], []
+    with tarfile.open(root / "0.tar", "w") as tar:
+        for number, colour in enumerate(COLOURS):
+            buffer = io.BytesIO()
+            Image.new("RGB", (20, 10 + number), colour).save(buffer, "JPEG")
+            picture, caption = buffer.getvalue(), f"a {colour} picture"
+            (root / f"classes/{colour}").mkdir(parents=True)
+            for path in (root / f"p/{colour}.jpg", root / f"classes/{colour}/1.jpg"):
+                path.write_bytes(picture)
+            (root / f"p/{colour}.txt").write_text(caption)
+            for suffix, data in ((".jpg", picture), (".txt", caption.encode())):
+                info = tarfile.TarInfo(f"{number}{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            rows.append({"image": f"p/{colour}.jpg", "caption": caption})
+            images.append({"id": number, "file_name": f"{colour}.jpg"})
+            annotations.append({"image_id": number, "caption": caption})
+            karpathy.append({"filename": f"{colour}.jpg", "split": "train", "sentences": [{"raw": caption}]})
+            questions.append({"image_id": colour, "question": "what color?", "question_id": number})
+            answers.append({"question_id": number, "answers": [{"answer": colour}], "answer_type": "other"})
+            examples.append(example(image=[picture], caption=[caption.encode()]))
+    (root / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (root / "t.tsv").write_text("\n".join(f"{row['caption']}\t{row['image']}" for row in rows))
+    (root / "t.csv").write_text("\n".join(["image,caption", *(f"{row['image']},{row['caption']}" for row in rows)]))
+    (root / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    (root / "karpathy.json").write_text(json.dumps({"images": karpathy}))
+    (root / "q.json").write_text(json.dumps({"questions": questions}))
+    (root / "a.json").write_text(json.dumps({"annotations": answers}))
+    write_tfrecord(root / "0.tfrecord", examples)
+    return {
+        "folder": f"folder:{root}/p",
+        "jsonl": f"jsonl:{root}/t.jsonl",
+        "tsv": f"tsv:{root}/t.tsv",
+        "csv": f"csv:{root}/t.csv",
+        "coco": f"coco:{root}/coco.json?root={root}/p",
+        "karpathy": f"karpathy:{root}/karpathy.json?root={root}/p&split=train",
+        "tar": f"tar:{root}/*.tar",
+        "tfrecord": f"tfrecord:{root}/*.tfrecord",
+        "classes": f"classes:{root}/classes",
+        "vqa": f"vqa:{root}/q.json?annotations={root}/a.json&root={root}/p",
+        "mixture": f"0.5 * folder:{root}/p + 0.5 * tar:{root}/*.tar",
+    }
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.train.update(steps=2, batch_size=8, log_every=1, evaluate_every=2, validation_examples=2)
+    tiny_config.data.validation = "fake:4"
+    tiny_config.mesh.data = 1
+    return from_config_dict(tiny_config)
+
+
+def with_data(config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def read_losses(directory):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+KINDS = ["folder", "jsonl", "tsv", "csv", "coco", "karpathy", "tar", "tfrecord", "classes", "vqa", "mixture"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_line_trains_on_a_layout(kind, layouts, config, tmp_path):
+    """Also without a validation set, which is then held out."""
+    fraction = 1.0 if kind == "vqa" else 0.0
+    given = with_data(config, train=layouts[kind], validation="", question_fraction=fraction)
+    report = run(given, tmp_path / "w", mode="train")
+    assert report["train"]["steps"] == 2 and report["bad_items"] == {"train": {}, "validation": {}}
+
+
+def test_bad_items_are_replaced_listed_and_survive_a_restart(layouts, config, tmp_path):
+    folder = Path(layouts["folder"].removeprefix("folder:"))
+    dirty = tmp_path / "dirty"
+    dirty.mkdir()
+    for path in folder.iterdir():
+        (dirty / path.name).write_bytes(path.read_bytes())
+    (dirty / "red.jpg").write_bytes(b"not a picture")
+    (dirty / "teal.txt").write_text("\u200b")
+    given = with_data(config, train=f"folder:{dirty}", validation=f"folder:{dirty}", on_bad="replace")
+    report = run(given, tmp_path / "w", mode="train")
+    expected = {
+        "empty caption": {"count": 1, "ids": ["teal.jpg"]},
+        "not a picture": {"count": 1, "ids": ["red.jpg"]},
+    }
+    assert report["bad_items"]["train"] == expected
+    assert "teal.jpg" in (tmp_path / "w/report.md").read_text()
+    (dirty / "red.jpg").write_bytes((folder / "red.jpg").read_bytes())
+    again = run(given, tmp_path / "w", mode="train")  # finished: only evaluates, and still knows
+    assert again["bad_items"]["train"] == expected
+    with pytest.raises(UserError, match=r"teal\.jpg.*empty caption"):
+        run(with_data(given, on_bad="raise"), tmp_path / "raising", mode="train")
+
+
+def test_packed_runs_train_as_single_rows_do(config, tmp_path):
+    single = with_data(config, train="fake:16")
+    packed = with_data(single, pack=4, max_tokens=4 * config.data.max_tokens)
+    run(single, tmp_path / "single", mode="train")
+    run(packed, tmp_path / "packed", mode="train")
+    assert read_losses(tmp_path / "packed") == pytest.approx(read_losses(tmp_path / "single"), rel=1e-4)
+
+
+def test_joined_pairs_buckets_and_augmentation_run(config, tmp_path):
+    augment = AugmentOptions(shift=0.1, flip=True, brightness=0.1, zoom=0.8, operations=1)
+    given = with_data(config, train="fake:16", pair_probability=1.0, buckets=(30, 40), augment=augment)
+    assert run(given, tmp_path / "w", mode="train")["train"]["steps"] == 2
+
+
+def test_every_setting_of_the_data_reaches_the_pipeline(config, tmp_path, monkeypatch):
+    """A setting that is read from the config and then forgotten would be worse than none."""
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def record(self, source, **given):
+        seen.append(given["options"])
+        raise Stop
+
+    monkeypatch.setattr("frozen_jax.run.Pipeline.__init__", record)
+    changed = with_data(
+        config, on_bad="replace", pack=2, buckets=(10, 40), processes=1, augment=AugmentOptions(shift=0.5)
+    )
+    with pytest.raises(Stop):
+        run(changed, tmp_path / "w", mode="train")
+    options = seen[0]
+    for name in ("on_bad", "pack", "buckets", "processes", "augment", "pair_probability"):
+        assert getattr(options, name) == getattr(changed.data, name)
+    assert options.images == changed.data.image
+    read_elsewhere = {
+        "train", "validation", "clean", "image", "max_tokens", "bos", "captions_per_example", "question_fraction",
+        "caption_format", "question_format", "answer_format",
+    }  # fmt: skip
+    names = {entry.name for entry in dataclasses.fields(DataSettings)}
+    assert names - read_elsewhere == {"on_bad", "pack", "buckets", "processes", "augment", "pair_probability"}
