@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from frozen_jax.convert.lm_weights import export_lm
 from frozen_jax.models.lm import LMConfig
-from frozen_jax.models.nf_resnet import NFResNet
+from frozen_jax.models.nf_resnet import VARIANCE_FLOOR, NFResNet
 from frozen_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from frozen_jax.state import flatten
 
@@ -38,7 +38,8 @@ class TorchConv(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolves [B, C, height, width]."""
         variance, mean = torch.var_mean(self.kernel, dim=(1, 2, 3), unbiased=False, keepdim=True)
-        scale = self.gain[:, None, None, None] * torch.rsqrt(variance * self.kernel[0].numel())
+        variance = torch.clamp(variance * self.kernel[0].numel(), min=VARIANCE_FLOOR)
+        scale = self.gain[:, None, None, None] * torch.rsqrt(variance)
         weight = ((self.kernel - mean) * scale).to(self.dtype)
         return functional.conv2d(x, weight, self.bias.to(self.dtype), self.stride, self.padding)
 

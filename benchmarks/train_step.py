@@ -50,7 +50,7 @@ def compile_step(model: FrozenModel, shapes: Params, batch: Batch, *, lm_trains:
     step, init, divide = build_step(model, shapes, lm_trains=lm_trains)
     trainable, frozen = divide(shapes)
     state = TrainState(trainable, jax.eval_shape(init, trainable))
-    abstract = Batch(*[jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in batch])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
     return step.lower(state, frozen, abstract, jax.eval_shape(jax.random.key, 0)).compile()
 
 

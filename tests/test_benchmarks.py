@@ -1,0 +1,74 @@
+"""What the benchmarks rest on: the torch counterpart computes the same, and a frozen step costs what it should."""
+
+import argparse
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import common, torch_peer
+from benchmarks.train_step import count_operations
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.lm import build_lm, lm_config_from_hf
+from frozen_jax.models.prefix import Prefix
+from frozen_jax.models.vision import build_vision
+from frozen_jax.steps import loss_fn
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2},
+        {"model_type": "opt", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32},
+    ],
+    ids=["gpt2", "opt"],
+)
+def test_torch_peer_has_our_loss_and_gradient(architecture):
+    lm = build_lm(lm_config_from_hf({**architecture, "vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0}))
+    vision = build_vision("nf_resnet_small", widths=(8,), depths=(1,), stem_width=8, bottleneck=True)
+    model = FrozenModel(lm, vision, Prefix(2, 16, embedding_rms=0.02))
+    options = argparse.Namespace(batch=3, slots=2, words=5, image_size=16)
+    params = common.draw_params(common.describe_params(model, image_size=16, dtype=jnp.float32))
+    # The prefix has to be seen for the comparison to mean anything.
+    params["prefix"]["projection"]["kernel"] *= 100
+    batch = common.draw_batch(options, 40)
+
+    def mean_loss(trainable):
+        parts = loss_fn({**params, **trainable}, model, batch)
+        return parts.loss_sum / parts.words
+
+    trainable = {tower: params[tower] for tower in ("vision", "prefix")}
+    loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(trainable)
+    peer = torch_peer.TorchFrozen(
+        torch_peer.TorchNFResNet(params["vision"], vision, torch.float32),
+        params["prefix"]["projection"],
+        torch_peer.torch_lm(lm.config, params["lm"], dtype=torch.float32),
+        slots=2,
+    )
+    theirs = peer(torch.tensor(batch.images[:, 0]), torch.tensor(batch.tokens[:, 2:]).long())
+    theirs.backward()
+    np.testing.assert_allclose(loss, theirs.item(), rtol=1e-5)
+    expected = peer.kernel.grad.numpy()
+    assert np.abs(expected).max() > 1e-5
+    np.testing.assert_allclose(gradient["prefix"]["projection"]["kernel"], expected, atol=1e-4 * np.abs(expected).max())
+    assert all(parameter.grad is None for parameter in peer.lm.parameters())
+
+
+@pytest.mark.parametrize("lm, most", [("gpt2", 0.85), ("opt-6.7b", 0.69)])
+def test_operations_that_freezing_saves(lm, most):
+    """Of a step at 224 px with 2 slots and 32 words, relative to training everything."""
+    options = argparse.Namespace(lm=lm, dtype="bfloat16", slots=2, words=32, batch=8, image_size=224)
+    options.analytic_only = True
+    rows = count_operations(options)
+    assert 0.5 < rows["analytic_frozen_to_full"] <= most
+
+
+def test_variants_take_turns_and_the_median_counts(monkeypatch):
+    calls, clock = [], iter(np.cumsum([0, 1, 0, 10, 0, 3, 0, 30, 0, 2, 0, 20]))
+    monkeypatch.setattr(common.time, "process_time", lambda: float(next(clock)))
+    variants = {name: functools.partial(calls.append, name) for name in ("ours", "peer")}
+    assert common.measure(variants, rounds=3) == {"ours": 2.0, "peer": 20.0}
+    assert calls == ["ours", "peer"] * 4
