@@ -65,13 +65,13 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def make_model(options: argparse.Namespace, *, unroll: int = 1, lm: str = "") -> FrozenModel:
+def make_model(options: argparse.Namespace, *, remat: str = "none") -> FrozenModel:
     """The towers of the paper's recipe: NF-ResNet-50 and a linear prefix before a published language model."""
-    config = lm_config_from_hf(LMS[lm or options.lm])
+    config = lm_config_from_hf(LMS[options.lm])
     dtype = jnp.dtype(options.dtype)
     prefix = Prefix(options.slots, config.embed_width, embedding_rms=0.02, dtype=dtype)
     vision = build_vision("nf_resnet50", dtype=dtype)
-    return FrozenModel(build_lm(config, dtype=dtype, unroll=unroll), vision, prefix)
+    return FrozenModel(build_lm(config, dtype=dtype, remat=remat), vision, prefix)
 
 
 def describe_params(model: FrozenModel, *, image_size: int, dtype: Any) -> Params:

@@ -28,7 +28,7 @@ from frozen_jax.batch import PAD
 from frozen_jax.data.folders import PICTURES
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.records import FileSlice
-from frozen_jax.decode import DecodeConfig, generate
+from frozen_jax.decode import DecodeConfig, generate, prepare_decoding
 from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.prompt import EOS, Image, Prompt, PromptRows, check_room, encode_prompt, lay_out, round_up
@@ -146,10 +146,11 @@ class Model:
         distinct = list(dict.fromkeys(asked)) if temperature == 0 else asked
         rows = self._encode(distinct, new_tokens=max_new_tokens)
         key = jax.random.key(seed)
+        lm, lm_params = prepare_decoding(self.network.lm, self.params["lm"])
         made: dict[int, Completion] = {}
         for number, (chunk, embeddings, mask) in enumerate(self._batches(distinct, rows, table)):
             rng = jax.random.fold_in(key, number) if temperature > 0 else None
-            result = generate(self.network.lm, self.params["lm"], embeddings, mask, config=decode, rng=rng)
+            result = generate(lm, lm_params, embeddings, mask, config=decode, rng=rng)
             made |= dict(zip(chunk, rule.read(result, self.tokenizer), strict=False))
         if temperature > 0:
             return [made[index] for index in range(len(asked))]

@@ -111,7 +111,7 @@ def count_train_step(model: FrozenModel, trainable: Params, frozen: Params, batc
     return StepCosts(
         vision=vision.plus(Costs(bytes=OPTIMISER_BYTES * _count(seen))),
         lm=whole.plus(vision, -1).plus(Costs(bytes=OPTIMISER_BYTES * _count(lm_trains))),
-        examples=batch.tokens.shape[0],
+        examples=batch.sample_ids.shape[0],
     )
 
 

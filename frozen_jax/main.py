@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from frozen_jax.errors import UserError
+from frozen_jax.startup import keep_freed_memory, use_compilation_cache
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -22,6 +23,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything that the run writes; it is made if missing.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or evaluate what was trained in --workdir.")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "",
+    "Directory of your own that keeps compiled programs for the next start, e.g. ~/.cache/frozen_jax; none by default.",
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
@@ -58,6 +64,8 @@ def _main(arguments: list[str]) -> None:
     from frozen_jax.processes import join_processes, leaving_on_error
 
     join_processes(wanted=_DISTRIBUTED.value)
+    if _CACHE.value:
+        use_compilation_cache(Path(_CACHE.value))
     from frozen_jax.config import from_config_dict
     from frozen_jax.run import run
 
@@ -67,6 +75,7 @@ def _main(arguments: list[str]) -> None:
 
 def main() -> None:
     """Runs, and turns every error that a user can mend into one line and exit status 1."""
+    keep_freed_memory()
     try:
         app.run(_main, flags_parser=_parse)
     except UserError as error:

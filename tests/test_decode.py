@@ -101,6 +101,7 @@ class MarkovLM:
         config = make_lm(0)[0].config
         self.config = dataclasses.replace(config, vocab_size=vocab, max_positions=10_000)
         self.dtype = jnp.float32
+        self.unroll = 0
         self.vocab = vocab
 
     def clone(self, *, unroll: int) -> MarkovLM:
@@ -196,6 +197,19 @@ def test_works_inside_jit() -> None:
     config = DecodeConfig(STEPS)
     inside = jax.jit(lambda p, e, m: generate(module, p, e, m, config=config))(params, embeddings, mask)
     np.testing.assert_array_equal(inside.tokens, generate(module, params, embeddings, mask, config=config).tokens)
+
+
+def test_preparing_takes_the_layers_apart_once() -> None:
+    module, params = make_lm(0)
+    prepared, apart = decode.prepare_decoding(module, params)
+    for path, stacked in jax.tree_util.tree_leaves_with_path(params["blocks"]):
+        layers = functools.reduce(lambda tree, key: tree[key.key], path, apart["blocks"])
+        assert isinstance(layers, list)
+        np.testing.assert_array_equal(layers, stacked)
+    assert decode.prepare_decoding(prepared, apart) == (prepared, apart)
+    config = DecodeConfig(STEPS)
+    generated = generate(prepared, apart, *make_prompts(0), config=config)
+    np.testing.assert_array_equal(generated.tokens, generate(module, params, *make_prompts(0), config=config).tokens)
 
 
 def test_bfloat16_scores_are_those_of_float32_up_to_rounding() -> None:

@@ -6,6 +6,7 @@ Weights are stored as given (f32 or bf16) and used in the compute dtype; softmax
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
@@ -231,6 +232,40 @@ def attend(
     return mixed.reshape(batch, queries, heads, head_width)
 
 
+class LayerByLayer(nn.Module):
+    """Applies a block as often as there are layers, without a loop in the program; for decoding, not for `init`.
+
+    Each layer reads its own arrays where `unstack_layers` has taken the weights apart, or else its slice of the stack.
+
+    Attributes:
+        block: module class of one layer.
+        layers: L.
+        config: of the block.
+        dtype: compute dtype.
+    """
+
+    block: type[nn.Module]
+    layers: int
+    config: Any
+    dtype: DType
+
+    def __call__(self, carry: Any, per_layer: Any, shared: Any, deterministic: bool) -> tuple[Any, None]:
+        """Called as what `stack_layers` returns; deterministic alone."""
+        block = self.block(self.config, self.dtype, parent=None)
+        for layer in range(self.layers):
+            weights, own = (
+                jax.tree.map(lambda leaf, layer=layer: leaf[layer], tree, is_leaf=lambda leaf: isinstance(leaf, list))
+                for tree in (self.variables["params"], per_layer)
+            )
+            carry, _ = block.apply({"params": weights}, carry, own, shared, deterministic)
+        return carry, None
+
+
+def unstack_layers(params: Any) -> Any:
+    """Returns a language model's parameters with a list of L arrays for each array that is stacked over layers."""
+    return {**params, "blocks": jax.tree.map(list, params["blocks"])}
+
+
 def stack_layers(block: type[nn.Module], *, layers: int, remat: str, unroll: int) -> Callable[..., nn.Module]:
     """Returns a module class that applies `block` `layers` times, with weights stacked on a leading axis.
 
@@ -242,9 +277,10 @@ def stack_layers(block: type[nn.Module], *, layers: int, remat: str, unroll: int
         layers: L.
         remat: "none" keeps all activations for the backward pass, "full" recomputes a layer, "dots" recomputes
             everything but matrix products.
-        unroll: layers per step of the scan; `layers` removes the loop, so that each layer's weights are sliced
-            statically (decoding), 1 compiles fastest (training).
+        unroll: layers per step of the scan; 1 compiles fastest (training), 0 does without a scan (decoding).
     """
+    if unroll == 0:
+        return functools.partial(LayerByLayer, block, layers)
     if remat != "none":
         # A loop over single layers already keeps XLA from merging the recomputation with the forward pass.
         block = nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=unroll > 1, static_argnums=(4,))
