@@ -55,11 +55,12 @@ def _mix_channels_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[
     x, kernel = kept
     over_places = (((0, 1, 2), (0, 1, 2)), ((), ()))
     # With the narrow side first, and no transposed copy of a feature map, which XLA makes for the gradient that JAX
-    # derives: half the time on a CPU. What is transposed here is as small as the kernel.
+    # derives: half the time on a CPU. What is transposed here is as small as the kernel, and the barrier keeps XLA from
+    # exchanging the sides again to save that.
     if kernel.shape[0] <= kernel.shape[1]:
         of_kernel = lax.dot_general(x, gradient, over_places)
     else:
-        of_kernel = lax.dot_general(gradient, x, over_places).T
+        of_kernel = lax.optimization_barrier(lax.dot_general(gradient, x, over_places)).T
     return lax.dot_general(gradient, kernel, (((3,), (1,)), ((), ()))), of_kernel
 
 
