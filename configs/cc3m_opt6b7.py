@@ -4,9 +4,10 @@
 
 Data: as in `configs/cc3m_gpt2_nfrn50.py`.
 
-Chip: v5e-8, with the frozen weights cut over its chips (docs/fits.md); `--config.lm.weights=int8` halves them.
-Expected: a pass of 25,000 steps takes at least 34 minutes on it, by the roofline of `tools/compile_check`, and a third
-more for what `lm.remat` computes twice; nobody has measured it.
+Chip: v5e-8, with the frozen weights cut over its chips (docs/fits.md). Expected: a pass of 25,000 steps takes at least
+34 minutes on it, by the roofline of `tools/compile_check`, and a third more for what `lm.remat` computes twice; nobody
+has measured it. The roofline leaves out that cut weights are gathered in every step, 67 GB through the links of each
+chip. In int8 they are whole on every chip: `--config.lm.weights=int8 --config.mesh.data=-1 --config.mesh.fsdp=1`.
 """
 
 from ml_collections import ConfigDict

@@ -121,8 +121,10 @@ def count_step(config: Config, run: AbstractRun) -> tuple[StepCosts, int]:
     """
     mesh = run.placement.mesh
     groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = run.batch.tokens.shape[0] // config.optim.accumulate // groups
-    share = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), run.batch)
+    parts = config.optim.accumulate * groups
+    share = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype), run.batch
+    )
     return count_train_step(run.model, run.state.trainable, run.frozen, share), groups
 
 

@@ -111,7 +111,7 @@ def count_train_step(model: FrozenModel, trainable: Params, frozen: Params, batc
     return StepCosts(
         vision=vision.plus(Costs(bytes=OPTIMISER_BYTES * _count(seen))),
         lm=whole.plus(vision, -1).plus(Costs(bytes=OPTIMISER_BYTES * _count(lm_trains))),
-        examples=batch.tokens.shape[0],
+        examples=batch.sample_ids.shape[0],
     )
 
 
@@ -232,9 +232,12 @@ def _convolution_flops(params: Any, image: Sequence[int], kernel: Sequence[int],
 
 
 def _loop(equation: Any, given: Sequence[_Value]) -> tuple[list[_Value], Costs]:
-    params = equation.params
-    body, consts, carries = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
-    steps = params["length"]
+    body, steps = equation.params["jaxpr"].jaxpr, equation.params["length"]
+    # Inputs are constants, then what is carried, then what is cut: the latter have one axis less inside. How JAX names
+    # these numbers differs from release to release.
+    carries = sum(out.aval.ndim == inner.aval.ndim for out, inner in zip(equation.outvars, body.outvars, strict=True))
+    whole = sum(out.aval.ndim == inner.aval.ndim for out, inner in zip(equation.invars, body.invars, strict=True))
+    consts = whole - carries
     sliced = [one._replace(bytes=one.bytes / steps) for one in given[consts + carries :]]
     carry = list(given[consts : consts + carries])
     while True:  # a gradient that enters in one turn is there in all that follow

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from frozen_jax.abstract import abstract_batch
 from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers
+from frozen_jax.chips import find_chip
 from frozen_jax.config import FREE_SECTIONS, Config, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
@@ -25,6 +27,7 @@ from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate import evaluate
+from frozen_jax.flops import count_train_step
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report
@@ -107,12 +110,25 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
                 placement=placement,
                 directory=directory,
                 checkpoints=checkpoints,
+                **count_work(config, towers, mesh),
             )
             if is_first():
                 _say_how_it_ended(trained, config, directory)
     trainable = fetch_whole(trained.trainable)
     params = place_here(config, towers, trainable, placement)
     return Fitted(make_model(config, towers, params), trained, before, _hash_lm(trainable, towers.frozen))
+
+
+def count_work(config: Config, towers: Towers, mesh: Mesh) -> dict[str, float]:
+    """Returns what `train` needs to report MFU; nothing for a device without a known peak, such as a CPU."""
+    chip = find_chip(mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return {}
+    costs = count_train_step(towers.model, towers.trainable, towers.frozen, abstract_batch(config, mesh))
+    return {
+        "flops_per_example": costs.flops_per_example,
+        "peak_flops_per_s": chip.device_flops_per_s * mesh.size,
+    }
 
 
 def open_bad_items(directory: Path, name: str) -> BadItems:

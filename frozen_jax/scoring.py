@@ -70,6 +70,8 @@ def score_continuations(
 def embed_texts(model: FrozenModel, params: Mapping[str, Any], tokens: Int[Array, "B S"]) -> Float32[Array, "B D2"]:
     """Returns the mean, over a text's positions, of the language model's last hidden states."""
     mask = input_mask(tokens)
-    hidden = model.run_lm(dict(params), model.embed(dict(params), tokens, None), mask).astype(jnp.float32)
+    hidden = model.run_lm(dict(params), model.embed(dict(params), tokens, None), mask.astype(jnp.int32)).astype(
+        jnp.float32
+    )
     total = jnp.where(mask[:, :, None], hidden, 0.0).sum(axis=1)
     return total / mask.sum(axis=1, dtype=jnp.float32)[:, None]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -56,7 +57,7 @@ def log_probabilities(model):
     def run(params, tokens, images):
         prefixes = model.network.embed_images(params, images)
         embeddings = model.network.embed(params, tokens, prefixes)
-        hidden = model.network.run_lm(params, embeddings, tokens != -2)
+        hidden = model.network.run_lm(params, embeddings, (tokens != -2).astype(jnp.int32))
         return jax.nn.log_softmax(model.network.logits(params, hidden))
 
     def forward(prompt, new_ids):

@@ -98,12 +98,16 @@ def paper_step(name, *, lm_trains=False):
     ],
 )
 def test_published_models_cost_what_arithmetic_by_hand_says(name, flops, rates):
-    """NF-ResNet-50 at 224 pixels, 2 slots, 32 caption tokens."""
+    """NF-ResNet-50 at 224 pixels, 2 slots, 32 caption tokens.
+
+    On a v6e a small language model is bound by memory too. There two estimates differ more: this one has logits and
+    attention scores in float32, as they are.
+    """
     step = paper_step(name)
     assert step.flops_per_example == pytest.approx(flops, rel=0.01)
     for chip, rate in rates.items():
         roofline = step.examples_per_s(H100 if chip == "h100" else CHIPS[chip])
-        assert roofline == pytest.approx(rate, rel=0.08), chip
+        assert roofline == pytest.approx(rate, rel=0.1 if chip == "v6e" else 0.05), chip
 
 
 def test_fine_tuning_costs_more():

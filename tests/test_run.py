@@ -8,11 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from frozen_jax.build import build_towers
+from frozen_jax.chips import find_chip
 from frozen_jax.config import MeshSettings, ProfileSettings, from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.restore import load
-from frozen_jax.run import run
+from frozen_jax.run import count_work, run
+from frozen_jax.sharding import make_mesh
 from frozen_jax.state import flatten
 from frozen_jax.train import Progress, judge
 
@@ -190,3 +193,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_examples(tiny_lm,
 def test_eval_mode_needs_a_checkpoint(tiny_lm, tmp_path):
     with pytest.raises(UserError, match="train first"):
         run(make_config(tiny_lm), tmp_path / "w", mode="eval")
+
+
+def test_mfu_is_the_rate_times_the_work_over_the_peak(tiny_lm, tmp_path, monkeypatch):
+    chip = dataclasses.replace(find_chip("TPU v5e"), kinds=("cpu",), flops_per_s=1e9)
+    monkeypatch.setattr("frozen_jax.run.find_chip", lambda kind: chip if kind == "cpu" else None)
+    config = dataclasses.replace(make_config(tiny_lm, log_every=1), mesh=MeshSettings(data=2))
+    towers = build_towers(config)
+    work = count_work(config, towers, make_mesh(config.mesh, batch_size=8))
+    assert work["peak_flops_per_s"] == 2e9 and work["flops_per_example"] > 1e5
+    run(config, tmp_path / "w", mode="train")
+    lines = [json.loads(line) for line in (tmp_path / "w/metrics.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "mfu" in line]
+    assert measured
+    for line in measured:
+        assert line["mfu"] == pytest.approx(
+            line["examples_per_s"] * work["flops_per_example"] / 2e9, abs=1e-4, rel=1e-2
+        )

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from frozen_jax.batch import validate
 from frozen_jax.config import DataSettings, from_config_dict
 from frozen_jax.data.augment import AugmentOptions
+from frozen_jax.data.order import Position
+from frozen_jax.data.pipeline import Pipeline, PipelineOptions
+from frozen_jax.data.sources import open_splits
+from frozen_jax.data.text import RowLayout
+from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
 from frozen_jax.run import run
 from tests.data.test_tfrecord import example, write_tfrecord
 
-COLOURS = ("red", "green", "blue", "black", "white", "gray", "teal", "navy")
+COLOURS = ("red", "green", "blue", "pink", "white", "gray", "teal", "navy")
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +94,25 @@ KINDS = ["folder", "jsonl", "tsv", "csv", "coco", "karpathy", "tar", "tfrecord",
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_line_trains_on_a_layout(kind, layouts, config, tmp_path):
-    """Also without a validation set, which is then held out."""
+def test_one_line_gives_batches_of_every_layout(kind, layouts, config):
+    """Also of what is held out where there is no validation set."""
+    settings = dataclasses.replace(config.data, train=layouts[kind], validation="", question_fraction=1.0)
+    layout = RowLayout(max_tokens=settings.max_tokens, prefix_length=2, bos_id=None, eos_id=0)
+    for source in open_splits(settings, validation_examples=2):
+        pipeline = Pipeline(
+            source,
+            text=word_rows(settings),
+            encode=lambda text: list(text.encode()),
+            layout=layout,
+            options=PipelineOptions(batch_size=4, images=settings.image),
+        )
+        batch = pipeline.batch(Position(0, 0))
+        validate(batch, prefix_length=2, vocab_size=256)
+        assert batch.images.any(axis=(1, 2, 3, 4)).all() and batch.loss_mask.any(axis=1).all()
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "vqa", "mixture"])
+def test_one_line_trains(kind, layouts, config, tmp_path):
     fraction = 1.0 if kind == "vqa" else 0.0
     given = with_data(config, train=layouts[kind], validation="", question_fraction=fraction)
     report = run(given, tmp_path / "w", mode="train")

@@ -11,6 +11,7 @@ Next in the data flow: `pipeline.py`.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
@@ -123,7 +124,9 @@ def _open_one(line: str) -> Source:
     kind, _, rest = line.partition(":")
     path, _, query = rest.partition("?")
     if kind not in KINDS:
-        raise UserError(f"data: source kind {kind!r} is not known; use one of {', '.join(KINDS)}")
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(KINDS)}"
+        raise UserError(f"data: source {line!r}: there is no kind {kind!r}; {hint}")
     if re.fullmatch(r"[/\w.*-]*\?[/\w.*?-]*", rest):  # a ? of a file pattern, not of options
         path, query = rest, ""
     options = dict(parse_qsl(query, keep_blank_values=True))

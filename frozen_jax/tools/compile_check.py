@@ -16,35 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
-
 from frozen_jax.aot import list_changes, report
 from frozen_jax.chips import GIB, Slice, find_slice
-from frozen_jax.config import Config, from_config_dict
+from frozen_jax.config import Config
+from frozen_jax.config_file import read_config
 from frozen_jax.errors import UserError
 
 EXAMPLE = "python -m frozen_jax.tools.compile_check --config=configs/cc3m_gpt2_nfrn50.py --slice=v5e-8"
-
-
-def read_config(arguments: list[str]) -> Config:
-    """Returns the config of `--config=FILE` with the changes of `--config.section.name=value`.
-
-    Raises:
-        UserError: no such file, an unknown setting or a value that does not fit.
-    """
-    values = flags.FlagValues()
-    given = config_flags.DEFINE_config_file("config", flag_values=values)
-    try:
-        rest = values(["compile_check", *arguments])[1:]
-        if given.value is None:
-            raise UserError(f"--config is missing; for example: {EXAMPLE}")
-        settings = given.value.to_dict()
-    except (flags.Error, AttributeError, KeyError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"the flags or the config file: {' '.join(str(error).split())}") from error
-    if rest:
-        raise UserError(f"unknown argument {rest[0]!r}; settings are given as --config.section.name=value")
-    return from_config_dict(settings)
 
 
 def suggest(config: Config, target: Slice, *, steps: dict[str, bool]) -> str:

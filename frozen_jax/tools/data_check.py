@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import runpy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,28 +17,13 @@ from typing import Any
 from PIL import Image
 
 from frozen_jax.build import resolve_path
-from frozen_jax.config import from_config_dict
+from frozen_jax.config_file import read_config
 from frozen_jax.data.cleaning import CleanOptions
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.inspection import inspect_source, sample_grid, write_manifest
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.tokenizer import Tokenizer
-
-
-def read_config(name: str) -> Any:
-    """Returns the config of a file, "file.py" or "file.py:argument".
-
-    Raises:
-        UserError: no such file, or it has no get_config.
-    """
-    path, _, argument = name.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--config={path} is not a file; give a file of configs/")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise UserError(f"--config={path} has no get_config function; is it a config?")
-    return get_config(*([argument] if argument else []))
 
 
 def check(
@@ -101,17 +85,20 @@ def print_figures(figures: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line; exit status 1 if an item is bad or the data cannot be opened."""
-    parser = argparse.ArgumentParser(prog="python -m frozen_jax.tools.data_check", description="Checks training data.")
-    parser.add_argument("--config", help="a config; its data.train and data.validation are checked")
+    parser = argparse.ArgumentParser(
+        prog="python -m frozen_jax.tools.data_check",
+        description="Checks the training and validation data of --config=FILE (and --config.… as main has them).",
+        allow_abbrev=False,
+    )
     parser.add_argument("--source", help="one source in place of a config, such as folder:/data/stamps")
     parser.add_argument("--size", type=int, default=0, help="pixels; by default the config's, or 64")
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; by default the language model's")
     parser.add_argument("--output", type=Path, default=Path("data_check"), help="folder for what is written")
-    given = parser.parse_args(arguments)
+    given, rest = parser.parse_known_args(arguments)
     try:
         sources, images, clean, folder = {"source": given.source}, ImageOptions(64), None, given.tokenizer
-        if given.config:
-            config = from_config_dict(read_config(given.config))
+        if rest:
+            config = read_config(rest)
             sources = {"train": config.data.train, "validation": config.data.validation}
             images, clean = config.data.image, config.data.clean
             if not folder and Path(resolve_path(config.lm.path)).joinpath("tokenizer.json").is_file():

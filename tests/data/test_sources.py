@@ -276,7 +276,7 @@ def test_a_mixture_keeps_proportions_and_every_record():
     ("line", "message"),
     [
         ("nothing", "kind:path"),
-        ("folders:/x", "'folders' is not known"),
+        ("folders:/x", "no kind 'folders'; did you mean 'folder'"),
         ("folder:/does/not/exist", "/does/not/exist is not a folder"),
         ("jsonl:/does/not/exist", "is not a file"),
         ("fake:4?size=3", "no option 'size'"),

@@ -77,7 +77,7 @@ def test_a_config_is_checked_whole(tmp_path, capsys):
     assert [figures["records"] for figures in written] == [6, 2]
     for arguments, message in (
         ([], "nothing to check"),
-        (["--config=/none.py"], "not a file"),
+        (["--config=/none.py"], "/none.py"),
         (["--source=folder:/none"], "not a folder"),
     ):
         with pytest.raises(SystemExit):

@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_one_line(config_file, capsys):
 
 def test_a_hub_id_that_cannot_be_reached_needs_its_config_alone(config_file, capsys):
     with pytest.raises(SystemExit):
-        main([f"--config={config_file}", "--config.lm.path=facebook/opt-6.7b"])
+        main([f"--config={config_file}", "--config.lm.path=nobody/unpublished-7b"])
     assert "download config.json of the model by hand" in capsys.readouterr().err
 
 
