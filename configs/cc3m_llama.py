@@ -4,7 +4,8 @@
 
 Data: as in `configs/cc3m_gpt2_nfrn50.py`.
 
-Chip: v5e (docs/fits.md). Expected: a pass of 25,000 steps takes at least 25 minutes on one v5e and 4 on a v5e-8, by the
+Chip: docs/fits.md has what it fits.
+Expected: a pass of 25,000 steps takes at least 25 minutes on one v5e and 4 on a v5e-8, by the
 roofline of `tools/compile_check`; nobody has measured it.
 """
 

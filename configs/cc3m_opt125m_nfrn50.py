@@ -4,7 +4,8 @@
 
 Data: as in `configs/cc3m_gpt2_nfrn50.py`.
 
-Chip: one v5e is enough (docs/fits.md). Expected: a pass of 25,000 steps takes at least 16 minutes on one v5e and 2.5 on
+Chip: docs/fits.md has what it fits.
+Expected: a pass of 25,000 steps takes at least 16 minutes on one v5e and 2.5 on
 a v5e-8, by the roofline of `tools/compile_check`; nobody has measured it.
 """
 

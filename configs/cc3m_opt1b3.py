@@ -4,7 +4,8 @@
 
 Data: as in `configs/cc3m_gpt2_nfrn50.py`.
 
-Chip: v5e-8 (docs/fits.md). Expected: a pass of 25,000 steps takes at least 8 minutes on it, by the roofline of
+Chip: docs/fits.md has what it fits.
+Expected: a pass of 25,000 steps takes at least 8 minutes on a v5e-8, by the roofline of
 `tools/compile_check`, and a third more for what `lm.remat` computes twice; nobody has measured it.
 """
 

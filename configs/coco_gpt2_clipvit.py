@@ -5,7 +5,8 @@
 Data: COCO 2014 in /data/coco (train2014, val2014) with Karpathy's dataset_coco.json. CLIP's weights have to be
 safetensors: a directory of one's own serves as `--config.vision.path=DIR`.
 
-Chip: one v5e is enough (docs/fits.md). Expected: 10,000 steps take at least 4 minutes on one v5e, by the roofline of
+Chip: docs/fits.md has what it fits.
+Expected: 10,000 steps take at least 4 minutes on one v5e, by the roofline of
 `tools/compile_check`; nobody has measured it. The encoder runs on every picture anew: its features are not cached.
 """
 
