@@ -27,8 +27,7 @@ from frozen_jax.flops import StepCosts, count_train_step
 from frozen_jax.hlo import Program
 from frozen_jax.sharding import AXES, by_example, bytes_per_device, check_rows, choose_sizes, on_mesh, shardings_of
 from frozen_jax.state import Params, merge
-from frozen_jax.steps import LossOptions
-from frozen_jax.train import compile_train_step
+from frozen_jax.train import choose_loss_options, compile_train_step
 
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no machine of the cloud to ask about itself
@@ -82,11 +81,7 @@ def make_slice_mesh(config: Config, target: Slice) -> Mesh:
 
 def compile_train(config: Config, run: AbstractRun) -> Compiled:
     """Compiles the training step of a run on a mesh of `make_slice_mesh`."""
-    options = LossOptions(
-        label_smoothing=config.optim.label_smoothing,
-        embedding_noise=config.train.embedding_noise,
-        lm_dropout=config.lm.mode != "frozen",
-    )
+    options = choose_loss_options(config)
     step = compile_train_step(run.model, config.optim, run.rules, options, config.train.steps, run.placement)
     return _compile(step, run.state, run.frozen, run.batch, run.rng)
 

@@ -83,6 +83,15 @@ class Trained(NamedTuple):
     progress: Progress
 
 
+def choose_loss_options(config: Config) -> LossOptions:
+    """Returns the training switches of the loss that a run has."""
+    return LossOptions(
+        label_smoothing=config.optim.label_smoothing,
+        embedding_noise=config.train.embedding_noise,
+        lm_dropout=config.lm.mode != "frozen",
+    )
+
+
 @functools.lru_cache(maxsize=8)
 def compile_train_step(
     model: FrozenModel, optim: OptimSettings, rules: LabelRules, options: LossOptions, steps: int, placement: Placement
@@ -147,11 +156,7 @@ def train(
             checkpoint of another run, a full disk.
     """
     settings = config.train
-    options = LossOptions(
-        label_smoothing=config.optim.label_smoothing,
-        embedding_noise=settings.embedding_noise,
-        lm_dropout=config.lm.mode != "frozen",
-    )
+    options = choose_loss_options(config)
     step_fn = compile_train_step(towers.model, config.optim, towers.rules, options, settings.steps, placement)
     frozen = put_params(towers.frozen, placement.frozen)
     state, progress = restore_latest(checkpoints, init_state(config, towers, placement))
