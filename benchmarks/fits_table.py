@@ -2,8 +2,9 @@
 
     python benchmarks/fits_table.py --cache=runs/fits --output=docs/fits.md
 
-Every cell is one run of `frozen_jax.tools.compile_check`, minutes of a core; its JSON stays in `--cache`, so that an
-interrupted table is continued. `--limit=0` compiles nothing more and writes what is there.
+Every cell is one run of `frozen_jax.tools.compile_check` with the compiler at its least effort (`EFFORT`), a minute or
+two of a core; its JSON stays in `--cache`, so that an interrupted table is continued. `--limit=0` compiles nothing more
+and writes what is there. `--full=DIR` names such a folder made with `--effort=0`, to compare with.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ ROWS = (
 DECODED = (("cc3m_gpt2_nfrn50", "", "v5e-1"), ("cc3m_opt6b7", "", "v5e-1"), ("cc3m_opt6b7", INT8, "v5e-1"))
 """What is compiled for decoding: the unrolled layers of a large model take long."""
 
+EFFORT = "-1.0"
+"""`jax_exec_time_optimization_effort`: a fifth of the compile time; `--full` says what it does to the memory."""
+
 BATCH = 128
 """Of all these configs; a slice of more devices gets one picture each."""
 
@@ -44,7 +48,7 @@ def cell_path(cache: Path, config: str, change: str, name: str, step: str) -> Pa
     return cache / f"{config}{'-int8' if change else ''}-{name}-{step}.json"
 
 
-def compile_cell(path: Path, config: str, change: str, name: str, step: str) -> None:
+def compile_cell(path: Path, config: str, change: str, name: str, step: str, *, effort: str) -> None:
     """Runs the tool for one cell; a failure other than too little memory is shown and leaves no file."""
     command = [sys.executable, "-m", "frozen_jax.tools.compile_check", f"--config=configs/{config}.py"]
     command += [f"--slice={name}", f"--json={path}", f"--step={step}", *change.split()]
@@ -53,7 +57,8 @@ def compile_cell(path: Path, config: str, change: str, name: str, step: str) -> 
     if step == "decode":
         command.append("--config.evaluate.batch_size=32")
     print(" ".join(command[1:]), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."}, check=False)
+    environment = {**os.environ, "PYTHONPATH": ".", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": effort}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if not path.exists():
         print(done.stderr[-2000:], flush=True)
 
@@ -74,7 +79,22 @@ def read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def write_table(cache: Path) -> str:
+def compare_peaks(cache: Path, full: Path) -> str:
+    """Returns a sentence on the cells that both folders have: the greatest difference in peak memory, in percent."""
+    differences = []
+    for path in sorted(full.glob("*.json")):
+        step = path.stem.rpartition("-")[2]
+        found = [(read(folder / path.name) or {}).get(step) for folder in (cache, full)]
+        if all(part and part["fits"] for part in found):
+            fast, thorough = (part["peak_bytes"] for part in found if part)
+            differences.append(100 * (fast / thorough - 1))
+    if not differences:
+        return ""
+    spread = f"{min(differences):+.1f} to {max(differences):+.1f} %"
+    return f"Compiled with the compiler's least effort; {len(differences)} cells at full effort too: peaks {spread}."
+
+
+def write_table(cache: Path, full: Path | None) -> str:
     """Returns the document."""
     memory = " | ".join(f"{name}, {SLICES[name].chip.hbm_bytes / GIB:.2f}" for name in COLUMNS)
     lines = [
@@ -112,6 +132,8 @@ def write_table(cache: Path) -> str:
             "Compiled operations per image against the analytic count: "
             f"{min(ratios):.2f} to {max(ratios):.2f} times (above 1 where `lm.remat` computes the forward pass again).",
         ]
+    if full is not None and (sentence := compare_peaks(cache, full)):
+        lines += ["", sentence]
     return "\n".join(lines) + "\n"
 
 
@@ -121,6 +143,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/fits"))
     parser.add_argument("--output", type=Path, default=Path("docs/fits.md"))
     parser.add_argument("--limit", type=int, default=10**6, help="compile at most so many cells")
+    parser.add_argument("--effort", default=EFFORT, help="of the compiler, -1 to 1; 0 is what a run uses")
+    parser.add_argument("--full", type=Path, help="cache of cells that were compiled with --effort=0")
     given = parser.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
     # Small models, and the slices that tell most, first.
@@ -129,9 +153,9 @@ def main() -> None:
     wanted += [(*cell, "decode") for cell in DECODED[:1]]
     missing = [cell for cell in wanted if not cell_path(given.cache, *cell).exists()]
     for cell in missing[: given.limit]:
-        compile_cell(cell_path(given.cache, *cell), *cell)
-        given.output.write_text(write_table(given.cache), encoding="utf-8")
-    given.output.write_text(write_table(given.cache), encoding="utf-8")
+        compile_cell(cell_path(given.cache, *cell), *cell, effort=given.effort)
+        given.output.write_text(write_table(given.cache, given.full), encoding="utf-8")
+    given.output.write_text(write_table(given.cache, given.full), encoding="utf-8")
 
 
 if __name__ == "__main__":
