@@ -23,9 +23,10 @@ from frozen_jax.prompt import Image, Prompt, fill, show
 from frozen_jax.stopping import Completion
 from frozen_jax.tasks.controls import Models, View, list_views
 from frozen_jax.tasks.episodes import Episode, read_episodes
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 
-def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Runs the whole grid by the model and its controls, each on the same episodes.
 
     Raises:
@@ -37,6 +38,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
         "episodes": settings.episodes,
         "stop": [*settings.stop, f"{config.evaluate.max_new_tokens} tokens"],
     }
+    samples: list[Sample] = []
     for ways in settings.ways:
         for shots in settings.inner_shots:
             found = read_episodes(settings.episodes, ways=ways, shots=shots, most=config.evaluate.examples)
@@ -45,13 +47,15 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
             for repeats in settings.repeats:
                 for induced in settings.induction:
                     name = f"ways_{ways}_shots_{shots}_repeats_{repeats}{'_induction' if induced else ''}"
-                    figures[name] = measure(config, views, found.episodes, repeats=repeats, induced=induced)
-    return {"fewshot": figures}
+                    point = measure(config, views, found.episodes, repeats=repeats, induced=induced, name=name)
+                    figures[name] = point.figures
+                    samples += point.samples
+    return Measured({"fewshot": figures}, samples)
 
 
 def measure(
-    config: Config, views: Sequence[View], episodes: Sequence[Episode], *, repeats: int, induced: bool
-) -> dict[str, Any]:
+    config: Config, views: Sequence[View], episodes: Sequence[Episode], *, repeats: int, induced: bool, name: str
+) -> Measured:
     """Scores one point of the grid."""
     settings = config.evaluate.fewshot
     prompts, first = [], 0
@@ -65,6 +69,7 @@ def measure(
         "chance": percent([chance_of(episode, settings) for episode in episodes]),
         "majority": round(100 * commonest / len(episodes), 2),
     }
+    samples: list[Sample] = []
     for view in views:
         made = view.model.complete(
             prompts, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=view.table
@@ -74,7 +79,16 @@ def measure(
             "strict": percent([is_strict(completion, answer) for completion, answer in pairs]),
             "lenient": percent([is_lenient(completion, answer) for completion, answer in pairs]),
         }
-    return figures
+        samples = samples or collect_samples(
+            name,
+            prompts,
+            [completion.text for completion in made],
+            [[episode.answer] for episode in episodes],
+            [is_strict(completion, answer) for completion, answer in pairs],
+            pictures=list_pictures(episodes),
+            seed=config.seed,
+        )
+    return Measured(figures, samples)
 
 
 def list_pictures(episodes: Sequence[Episode]) -> list[Picture]:
