@@ -143,4 +143,5 @@ class MeteredModel(Model):
     @functools.cached_property
     def _length(self) -> Callable[[str], int]:
         """Number of tokens of a text; texts come again and again."""
-        return functools.lru_cache(maxsize=65536)(lambda text: len(self.tokenizer.encode(text)))
+        encode = self.tokenizer.encode
+        return functools.lru_cache(maxsize=65536)(lambda text: len(encode(text)))

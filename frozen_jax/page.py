@@ -33,6 +33,8 @@ SAMPLES = 60
 """Shown at most, over all groups."""
 PARTS = 24
 """Of a prompt, text and pictures; of longer ones the first and the last are shown."""
+LONG = 8
+"""Parts above which a prompt's pictures are shown smaller."""
 CHARACTERS = 600
 TRUTHS = 5
 
@@ -105,7 +107,8 @@ def _list_tiles(charts: Sequence[Chart], figures: Mapping[str, Any]) -> list[tup
         (first, value), *others = chart.bars.items()
         compared = [f"{_NAMES[name]} {number:g}" for name, number in others]
         compared += [] if chart.chance is None else [f"chance {chart.chance:g}"]
-        tiles.append((f"{value:g}", f"{_NAMES[first]}, {_title(chart)} ({', '.join(compared)})"))
+        beside = f" ({', '.join(compared)})" if compared else ""
+        tiles.append((f"{value:g}", f"{_NAMES[first]}, {_title(chart)}{beside}"))
     speed = figures.get("evaluation", {})
     for name, words in (("examples_per_s", "examples a second"), ("tokens_per_s", "tokens a second")):
         if name in speed:
@@ -180,13 +183,14 @@ def _draw_sample(sample: Sample, draw: Callable[[str | Picture], str]) -> str:
     verdict = (
         "✓ right" if sample.score == 1 else "✗ wrong" if not sample.score else f"✗ partly right ({sample.score:.2f})"
     )
+    answer = _foreign(sample.answer.strip()) if sample.answer.strip() else '<span class="out">(nothing)</span>'
     truths = list(dict.fromkeys(sample.truths))
     more = f" and {len(truths) - TRUTHS} more" if truths[TRUTHS:] else ""
     truth = " <b>|</b> ".join(_foreign(one) for one in truths[:TRUTHS]) + more
     return (
         f'<article class="card sample{"" if sample.score == 1 else " wrong"}"><span class="verdict">{verdict}</span>'
-        f'<div class="prompt">{"".join(drawn)}</div>'
-        f"<dl><dt>model</dt><dd>{_foreign(sample.answer.strip()) or '(nothing)'}</dd>"
+        f'<div class="prompt{" long" if len(prompt) > LONG else ""}">{"".join(drawn)}</div>'
+        f"<dl><dt>model</dt><dd>{answer}</dd>"
         f"<dt>truth</dt><dd>{truth}</dd></dl></article>\n"
     )
 

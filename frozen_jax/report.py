@@ -38,25 +38,16 @@ class Report:
 
     def __init__(self, config: Config, trained: Trained, device_kind: str):
         """Starts with what training says about itself."""
-        progress = trained.progress
         self._config = config
         self.samples: list[Sample] = []
         self.figures: dict[str, Any] = {
-            "train": {
-                "steps": progress.step,
-                "best_step": progress.best_step,
-                "best_validation_loss": round(progress.best_loss, 4),
-                "finished": progress.finished,
-                "stopped_early": progress.finished and progress.step < config.train.steps,
-                "examples_per_s": round(progress.examples_per_s, 1),
-                "tokens_per_s": round(progress.examples_per_s * config.data.max_tokens, 1),
-            },
+            "train": describe_training(config, trained),
             "device": device_kind,
             "versions": {
                 "python": platform.python_version(),
                 **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
             },
-            "config_digest": digest_config(identify(config) | {"evaluate": dataclasses.asdict(config.evaluate)}),
+            "config_digest": digest_measured(config),
         }
 
     def add(self, section: str, **figures: Any) -> None:
@@ -91,6 +82,25 @@ class Report:
             images=self._config.data.image,
         )
         write_text_atomic(path, page)
+
+
+def describe_training(config: Config, trained: Trained) -> dict[str, Any]:
+    """Returns what training says about itself."""
+    progress = trained.progress
+    return {
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "best_validation_loss": round(progress.best_loss, 4),
+        "finished": progress.finished,
+        "stopped_early": progress.finished and progress.step < config.train.steps,
+        "examples_per_s": round(progress.examples_per_s, 1),
+        "tokens_per_s": round(progress.examples_per_s * config.data.max_tokens, 1),
+    }
+
+
+def digest_measured(config: Config) -> str:
+    """Digests what the figures of a report depend on: the run and how it is evaluated, not where."""
+    return digest_config(identify(config) | {"evaluate": dataclasses.asdict(config.evaluate)})
 
 
 def draw_samples(path: Path, tests: QuestionSet, captions: Sequence[str], answers: Sequence[str]) -> None:

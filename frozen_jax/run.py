@@ -30,7 +30,7 @@ from frozen_jax.evaluate import evaluate
 from frozen_jax.flops import count_train_step
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
-from frozen_jax.report import Report
+from frozen_jax.report import Report, describe_training
 from frozen_jax.restore import list_texts, make_model, open_checkpoints
 from frozen_jax.sharding import make_mesh, share_of_rows
 from frozen_jax.state import Params, merge
@@ -78,7 +78,10 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
             black = dataclasses.replace(config, blind=True)
             with Workdir(workdir.path / "blind", to_dict(black), free=FREE_SECTIONS) as control:
                 wait_for_all("blind workdir")
-                blind = fit(black, control.path, mode=mode).model
+                fitted = fit(black, control.path, mode=mode)
+            blind = fitted.model
+            report.add("train_blind", **describe_training(black, fitted.trained))
+            report.add("frozen_blind", lm_sha256_before=fitted.lm_sha256_before, lm_sha256_after=fitted.lm_sha256_after)
         evaluate(config, Models(seeing.model, blind), report, workdir.path)
         return report.write(workdir.path, wall_s=time.monotonic() - start)
 

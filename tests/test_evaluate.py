@@ -16,7 +16,7 @@ from frozen_jax.report import Report
 from frozen_jax.restore import load
 from frozen_jax.run import run
 from frozen_jax.tasks.controls import Models
-from frozen_jax.tools import make_episodes
+from frozen_jax.tools import controls, make_episodes
 from tests.tasks.seers import Seer
 
 
@@ -57,6 +57,19 @@ def test_training_ends_with_its_report(trained):
     page = (directory / "report.html").read_text()
     assert page.count("<article") == 12 and page.count('src="data:image/webp') == 12 and "://" not in page
     assert "evaluation.flops_per_example" in page
+
+
+def test_the_table_of_controls_takes_a_finished_run_as_it_is(trained, monkeypatch):
+    config, directory, report = trained
+    monkeypatch.setattr(controls, "run", lambda *_, **__: pytest.fail("it is finished"))
+    table = controls.compare(from_config_dict(config), directory, ["seeing", "blind", "prefix_2"])
+    rows = {row[1]: row[2:] for line in table.splitlines() if (row := [cell.strip() for cell in line.split("|")[1:-1]])}
+    scores = {name: f"{report['caption'][name]['cider_d']:.2f}" for name in ("seeing", "shuffled", "blind", "majority")}
+    training = ["unchanged", "1", f"{report['train']['best_validation_loss']:.2f}"]
+    assert rows["seeing"] == rows["prefix_2"] == [scores["seeing"], scores["shuffled"], *training]
+    assert rows["blind"] == [scores["blind"], "", *training[:2], f"{report['train_blind']['best_validation_loss']:.2f}"]
+    assert rows["majority"] == [scores["majority"], "", "", "", ""]
+    assert report["train_blind"]["best_validation_loss"] != report["train"]["best_validation_loss"]
 
 
 def test_another_evaluation_of_the_same_run(trained):

@@ -118,6 +118,7 @@ def test_pictures_stand_in_their_places():
 def test_long_prompts_and_texts_are_cut_in_the_middle():
     page = render([sample(1.0, prompt=tuple(f"<{n}>" for n in range(PARTS + 7)), answer="x" * 5000)])
     words = "".join(Reader(page).words)
+    assert 'class="prompt long"' in page and "(nothing)" in render([sample(0.0, answer=" ")])
     assert "… 7 more …" in words and f"<{PARTS + 6}>" in words and f"<{PARTS // 2}>" not in words
     assert "(5000 characters)" in words and len(page) < 20_000
 
