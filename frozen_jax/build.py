@@ -74,6 +74,15 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
     Raises:
         UserError: an option that does not fit.
     """
+    # A text beyond the last position would silently share its embedding. Each text of a packed row has positions of its
+    # own; its share of the row is taken for its length.
+    data = config.data
+    longest = data.max_tokens // data.pack * (2 if data.pair_probability else 1)
+    if longest > lm_config.max_positions:
+        raise UserError(
+            f"config.data.max_tokens is {data.max_tokens}, texts of up to {longest} tokens, and the language model has "
+            f"{lm_config.max_positions} positions; lower it"
+        )
     lm = build_lm(lm_config, dtype=compute, remat=config.lm.remat)
     if not config.vision.name:
         return FrozenModel(lm)
