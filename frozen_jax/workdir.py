@@ -191,7 +191,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); restore the file, or remove it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, not an object; restore the file, or remove it")
