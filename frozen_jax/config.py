@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
@@ -62,11 +63,15 @@ class VisionSettings:
         path: a Hugging Face directory or hub id with its pre-trained weights (`resnet50` and `vit`), which have to fit
             the options; "" draws them.
         freeze: the encoder never changes either, and the prefix alone is trained.
+        feature_cache: directory in which a frozen encoder's features of all pictures are kept: each picture is encoded
+            once, by whichever run needs it first, and training neither opens pictures nor runs the encoder. All
+            processes must see it. "" encodes the pictures of each step.
     """
 
     name: str = ""
     path: str = ""
     freeze: bool = False
+    feature_cache: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -348,6 +353,11 @@ def _check(config: Config) -> None:
             config.vision.freeze,
             "an encoder drawn at random would stay so; give vision.path",
         )
+        cache = config.vision.feature_cache
+        rule = "features stay the same only where the encoder does; set vision.freeze=True, or leave this empty"
+        require(config.vision.freeze or not cache, "vision.feature_cache", cache, rule)
+        rule = "the features are those of unchanged pictures; leave data.augment at its defaults, or this empty"
+        require(not cache or config.data.augment == AugmentOptions(), "vision.feature_cache", cache, rule)
         slots = (config.prefix.length + int(config.data.bos)) * config.data.pack
         require(
             config.data.max_tokens > slots + config.data.pack,
@@ -362,7 +372,7 @@ def _check(config: Config) -> None:
             config.lm.mode,
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
-        for option in ("freeze", "path"):
+        for option in ("freeze", "path", "feature_cache"):
             given = getattr(config.vision, option)
             require(not given, f"vision.{option}", given, "there is no encoder that it is about; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
