@@ -13,7 +13,7 @@ import numpy as np
 
 from frozen_jax.config import Config
 from frozen_jax.errors import UserError
-from frozen_jax.language_model import LanguageModel, load_lm
+from frozen_jax.language_model import LanguageModel, fingerprint_params, load_lm
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
@@ -40,6 +40,8 @@ class Towers(NamedTuple):
         rules: freezing rules that made the split.
         tokenizer: of the language model.
         fingerprint: SHA-256 of the language model as it was loaded; "" for one drawn at random.
+        vision_fingerprint: SHA-256 of what never changes of the vision encoder, such as all of it with
+            `vision.freeze`; "" where everything trains.
     """
 
     model: FrozenModel
@@ -48,6 +50,7 @@ class Towers(NamedTuple):
     rules: LabelRules
     tokenizer: Tokenizer
     fingerprint: str
+    vision_fingerprint: str
 
 
 def choose_dtype(name: str, *, platform: str = "") -> np.dtype:
@@ -140,7 +143,15 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
         params["vision"] = load_vision(config.vision.path, model.vision)
     rules = list_label_rules(params, lm_trains=lm_trains, vision_trains=not config.vision.freeze)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
-    return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")
+    return Towers(
+        model=model,
+        trainable=trainable,
+        frozen=frozen,
+        rules=rules,
+        tokenizer=lm.tokenizer,
+        fingerprint=lm.fingerprint if config.lm.path else "",
+        vision_fingerprint=fingerprint_params(frozen["vision"]) if "vision" in frozen else "",
+    )
 
 
 def _keep_on_host(params: Params) -> Params:

@@ -50,7 +50,9 @@ class Checkpoints:
       directory: absolute; it need not exist before the first save.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int, fingerprint: str, config_digest: str) -> None:
+    def __init__(
+        self, directory: str | Path, *, keep: int, fingerprint: str, config_digest: str, vision_fingerprint: str = ""
+    ) -> None:
         """Lists the complete checkpoints in `directory`, which need not exist yet.
 
         Args:
@@ -58,6 +60,7 @@ class Checkpoints:
           keep: how many of the newest steps survive, at least 1.
           fingerprint: identifies the frozen language model; a checkpoint of another one is refused.
           config_digest: identifies the part of the configuration that a resumed run must share.
+          vision_fingerprint: identifies what is frozen of the vision encoder, likewise; "" where nothing is.
 
         Raises:
           UserError: `keep` is below 1, or `directory` cannot be listed.
@@ -66,7 +69,7 @@ class Checkpoints:
             raise UserError(f"checkpoint.keep = {keep}: a run resumes from the newest one; set it to 1 or more")
         self.directory = Path(directory).absolute()
         self._keep = keep
-        self._fingerprint = fingerprint
+        self._fingerprint, self._vision_fingerprint = fingerprint, vision_fingerprint
         self._config_digest = config_digest
         # Directories made in the background would turn a read-only disk into a wait of five minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
@@ -120,6 +123,7 @@ class Checkpoints:
             "step": step,
             "best": best,
             "fingerprint": self._fingerprint,
+            "vision_fingerprint": self._vision_fingerprint,
             "config_digest": self._config_digest,
             "position": dict(position),
             "arrays": {name: [*_describe(leaf), digests[name]] for name, leaf in arrays.items()},
@@ -256,6 +260,13 @@ class Checkpoints:
             raise UserError(
                 f"{self.directory / str(step)}: trained through language model {meta['fingerprint']}, this run loads "
                 f"{self._fingerprint}: a prefix fits only its own model; give that model, or start in a new --workdir"
+            )
+        saved = meta.get("vision_fingerprint", "")
+        if saved != self._vision_fingerprint:
+            raise UserError(
+                f"{self.directory / str(step)}: trained on the features of frozen vision encoder {saved or 'unknown'}, "
+                f"this run loads {self._vision_fingerprint or 'none'}: a prefix reads only its own encoder; give that "
+                "encoder as vision.path, or start in a new --workdir"
             )
         if meta["config_digest"] != self._config_digest:
             raise UserError(

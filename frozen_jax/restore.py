@@ -74,11 +74,12 @@ def make_model(config: Config, towers: Towers, params: Params) -> Model:
 
 
 def open_checkpoints(config: Config, towers: Towers, directory: Path) -> Checkpoints:
-    """Opens the checkpoints of a run of this config through this language model."""
+    """Opens the checkpoints of a run of this config through this language model and, if frozen, this encoder."""
     return Checkpoints(
         directory / "checkpoints",
         keep=config.checkpoint.keep,
         fingerprint=towers.fingerprint,
+        vision_fingerprint=towers.vision_fingerprint,
         config_digest=digest_config(identify(config)),
     )
 

@@ -20,6 +20,7 @@ from frozen_jax.build import Towers, build_towers
 from frozen_jax.chips import find_chip
 from frozen_jax.config import FREE_SECTIONS, Config, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
+from frozen_jax.data.features import FeatureTable
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.records import Source
 from frozen_jax.data.sources import open_splits
@@ -27,6 +28,7 @@ from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate import evaluate
+from frozen_jax.features import drop_encoder, open_features
 from frozen_jax.flops import count_train_step
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
@@ -90,7 +92,8 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
         UserError: as `train`; or `mode` is "eval" and there is no checkpoint.
     """
     training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
-    towers = build_towers(config, corpus=list_texts(training_source, config))
+    whole = build_towers(config, corpus=list_texts(training_source, config))
+    towers = drop_encoder(whole) if config.vision.feature_cache else whole
     before = _hash_lm(towers.trainable, towers.frozen)
     mesh = make_mesh(config.mesh, batch_size=config.micro_batch_rows)
     placement = place_towers(config, towers, mesh)
@@ -102,11 +105,20 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
         if mode == "eval":
             trained = restore_best(checkpoints, init_state(config, towers, placement))
         else:
+            sources = {"train": training_source, "validation": validation_source}
+            features: dict[str, FeatureTable] = {}
+            if towers is not whole:
+                features = {name: open_features(source, config, whole, name=name) for name, source in sources.items()}
+            bad = {name: open_bad_items(directory, name) for name in sources}
+            training, validation = (
+                make_pipeline(source, config, towers, mesh, features=features.get(name), bad=bad[name])
+                for name, source in sources.items()
+            )
             trained = train(
                 config,
                 towers,
-                make_pipeline(training_source, config, towers, mesh, bad=open_bad_items(directory, "train")),
-                make_pipeline(validation_source, config, towers, mesh, bad=open_bad_items(directory, "validation")),
+                training,
+                validation,
                 placement=placement,
                 directory=directory,
                 checkpoints=checkpoints,
@@ -115,8 +127,8 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
             if is_first():
                 _say_how_it_ended(trained, config, directory)
     trainable = fetch_whole(trained.trainable)
-    params = place_here(config, towers, trainable, placement)
-    return Fitted(make_model(config, towers, params), trained, before, _hash_lm(trainable, towers.frozen))
+    params = place_here(config, whole, trainable, placement)
+    return Fitted(make_model(config, whole, params), trained, before, _hash_lm(trainable, towers.frozen))
 
 
 def count_work(config: Config, towers: Towers, mesh: Mesh) -> dict[str, float]:
@@ -137,7 +149,13 @@ def open_bad_items(directory: Path, name: str) -> BadItems:
 
 
 def make_pipeline(
-    source: Source, config: Config, towers: Towers, mesh: Mesh, *, bad: BadItems | None = None
+    source: Source,
+    config: Config,
+    towers: Towers,
+    mesh: Mesh,
+    *,
+    features: FeatureTable | None = None,
+    bad: BadItems | None = None,
 ) -> Pipeline:
     """Builds this process's share of the batches of a source for these towers."""
     data = config.data
@@ -166,6 +184,7 @@ def make_pipeline(
             process_index=share,
             process_count=shares,
         ),
+        features=features,
         bad=bad,
     )
 

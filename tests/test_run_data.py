@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from frozen_jax.batch import validate
-from frozen_jax.config import DataSettings, from_config_dict
+from frozen_jax.config import from_config_dict
 from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.sources import open_splits
 from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.run import run
 from tests.data.test_tfrecord import example, write_tfrecord

@@ -20,7 +20,6 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from frozen_jax.config import DataSettings
 from frozen_jax.data.annotations import coco_captions, karpathy_split, vqa_pairs
 from frozen_jax.data.cleaning import CleanOptions, clean_source
 from frozen_jax.data.fake import FakeSource
@@ -31,6 +30,7 @@ from frozen_jax.data.tables import CsvTable, JsonLines, TsvTable
 from frozen_jax.data.tar import TarShards
 from frozen_jax.data.tfds_source import TfdsSource
 from frozen_jax.data.tfrecord import array_record_files, tfrecord_files
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 
 SCENES = 1_000_000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from frozen_jax.config import DataSettings
 from frozen_jax.data.pipeline import TextFunction
 from frozen_jax.data.records import Record
 from frozen_jax.data.text import Text
+from frozen_jax.data_settings import DataSettings
 
 
 def word_rows(settings: DataSettings) -> TextFunction:
