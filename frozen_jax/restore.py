@@ -89,6 +89,8 @@ def list_texts(source: Source, config: Config) -> Iterator[str]:
     data = config.data
     for index in range(min(len(source), TOKENIZER_RECORDS)):
         record = source.record(index)
+        if record.turns:
+            yield "".join(given + predicted for given, predicted in record.turns)
         for caption in record.captions:
             yield data.caption_format.format(caption=caption)
         for question in record.questions:

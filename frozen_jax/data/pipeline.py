@@ -275,8 +275,15 @@ class Pipeline:
         return text
 
     def _piece(self, text: Text, *, loss: bool) -> Piece:
-        prompt = self._encode(text.prompt) if text.prompt else ()
-        return Piece(self._encode(text.target), prompt, images=0 if self.options.images is None else 1, loss=loss)
+        prompt: list[int] = []
+        prompt_loss: list[int] = []
+        for given, predicted in (*text.turns, (text.prompt, "")):
+            for words, learned in ((given, 0), (predicted, 1)):
+                ids = self._encode(words) if words else ()
+                prompt += ids
+                prompt_loss += [learned] * len(ids)
+        images = 0 if self.options.images is None else 1
+        return Piece(self._encode(text.target), prompt, images=images, loss=loss, prompt_loss=prompt_loss)
 
     def _replace(self, row: int, bad: Bad, samples: np.ndarray, epochs: np.ndarray, attempt: int) -> None:
         sample = int(samples[row])

@@ -27,6 +27,9 @@ def word_rows(settings: DataSettings) -> TextFunction:
         return settings.caption_format.format(caption=". ".join(record.captions[i] for i in chosen))
 
     def word(record: Record, rng: np.random.Generator) -> Text | None:
+        if record.turns:
+            *before, (prompt, target) = record.turns
+            return Text(target, prompt, tuple(before))
         described = record.image is None and record.captions
         shown = caption(record, rng, most=1) if described else ""
         if record.questions and rng.random() < settings.question_fraction:
