@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from frozen_jax.config import Config
 from frozen_jax.errors import UserError
+from frozen_jax.meter import MeteredModel
 from frozen_jax.report import Report
 from frozen_jax.tasks import caption, classify, easy_vqa, fewshot, vqa
 from frozen_jax.tasks.controls import Models
+from frozen_jax.tasks.samples import Measured
 
-Task: TypeAlias = Callable[[Config, Models, Path], dict[str, dict[str, Any]]]
-"""(config, models, workdir) → figures by section of the report."""
+Task: TypeAlias = Callable[[Config, Models, Path], Measured]
+"""(config, models, workdir) → figures by section of the report, and samples."""
 
 TASKS: Mapping[str, Task] = {
     "caption": caption.evaluate,
@@ -42,5 +44,9 @@ def evaluate(config: Config, models: Models, report: Report, directory: Path) ->
         raise UserError(
             f"evaluate.task={name!r} shows pictures, and this model was trained on text alone; set it to none"
         )
-    for section, figures in TASKS[name](config, models, directory).items():
+    seeing = MeteredModel.wrap(models.seeing)
+    measured = TASKS[name](config, models._replace(seeing=seeing), directory)
+    for section, figures in measured.figures.items():
         report.add(section, **figures)
+    report.add("evaluation", **seeing.meter.summarise(seeing))
+    report.samples = measured.samples

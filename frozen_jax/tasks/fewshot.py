@@ -27,9 +27,10 @@ from frozen_jax.prompt import Image, Prompt, fill, show
 from frozen_jax.stopping import Completion
 from frozen_jax.tasks.controls import Models, View, list_views
 from frozen_jax.tasks.episodes import Episode, read_episodes
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 
-def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Runs the whole grid by the model and its controls, each on the same episodes.
 
     Raises:
@@ -41,6 +42,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
         "episodes": settings.episodes,
         "stop": [*settings.stop, f"{config.evaluate.max_new_tokens} tokens"],
     }
+    samples: list[Sample] = []
     for ways in settings.ways:
         for shots in settings.inner_shots:
             found = read_episodes(settings.episodes, ways=ways, shots=shots, most=config.evaluate.examples)
@@ -51,13 +53,15 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
             for repeats in settings.repeats:
                 for induced in settings.induction:
                     name = f"ways_{ways}_shots_{shots}_repeats_{repeats}{'_induction' if induced else ''}"
-                    figures[name] = measure(
-                        config, models.seeing, views, found.episodes, repeats=repeats, induced=induced
+                    point = measure(
+                        config, models.seeing, views, found.episodes, repeats=repeats, induced=induced, title=name
                     )
-    return {"fewshot": figures}
+                    figures[name] = point.figures
+                    samples += point.samples
+    return Measured({"fewshot": figures}, samples)
 
 
-def evaluate_text(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate_text(config: Config, models: Models, directory: Path) -> Measured:
     """Runs the grid by the text oracle alone, and saves its language model where `lm.path` can name it."""
     if is_first():
         model = models.seeing
@@ -66,8 +70,15 @@ def evaluate_text(config: Config, models: Models, directory: Path) -> dict[str, 
 
 
 def measure(
-    config: Config, model: Model, views: Sequence[View], episodes: Sequence[Episode], *, repeats: int, induced: bool
-) -> dict[str, Any]:
+    config: Config,
+    model: Model,
+    views: Sequence[View],
+    episodes: Sequence[Episode],
+    *,
+    repeats: int,
+    induced: bool,
+    title: str,
+) -> Measured:
     """Scores one point of the grid.
 
     Args:
@@ -77,6 +88,7 @@ def measure(
         episodes: the same for all.
         repeats: extra presentations of the support set.
         induced: begin with the text that says what the task is.
+        title: of the samples.
     """
     settings = config.evaluate.fewshot
     prompts, first = [], 0
@@ -93,6 +105,7 @@ def measure(
     asked: list[tuple[str, Model, list[Prompt], Any]] = [(view.name, view.model, prompts, view.table) for view in views]
     if all(episode.descriptions for episode in episodes):
         asked.append(("text_oracle", model, describe_pictures(prompts, episodes, config.data.caption_format), None))
+    samples: list[Sample] = []
     for name, answering, shown, table in asked:
         made = answering.complete(
             shown, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=table
@@ -102,7 +115,16 @@ def measure(
             "strict": percent([is_strict(completion, answer) for completion, answer in pairs]),
             "lenient": percent([is_lenient(completion, answer) for completion, answer in pairs]),
         }
-    return figures
+        samples = samples or collect_samples(
+            title,
+            prompts,
+            [completion.text for completion in made],
+            [[episode.answer] for episode in episodes],
+            [is_strict(completion, answer) for completion, answer in pairs],
+            pictures=list_pictures(episodes),
+            seed=config.seed,
+        )
+    return Measured(figures, samples)
 
 
 def describe_pictures(prompts: Sequence[Prompt], episodes: Sequence[Episode], template: str) -> list[Prompt]:

@@ -152,7 +152,8 @@ def make_config(episodes, **settings):
 def test_the_whole_grid_with_controls(episodes, tmp_path):
     models = Models(Seer(bind), Seer(bind, blind=True))
     config = make_config(episodes, ways=(2,), inner_shots=(1,), repeats=(0, 2))
-    figures = fewshot.evaluate(config, models, tmp_path)["fewshot"]
+    figures, samples = fewshot.evaluate(config, models, tmp_path)
+    figures = figures["fewshot"]
     points = [f"ways_2_shots_1_repeats_{n}{i}" for n in (0, 2) for i in ("", "_induction")]
     assert set(points) == {name for name in figures if name.startswith("ways_")}
     assert figures["task"] == "open_ended_mi" and figures["stop"] == ["[eos]", ".", "\n", "Q:", "20 tokens"]
@@ -169,6 +170,8 @@ def test_the_whole_grid_with_controls(episodes, tmp_path):
         # Blind, all pictures look alike, and the rule answers with the first name.
         assert 0 < figures[point]["blind"]["strict"] < 100
         assert figures[point]["shuffled"]["strict"] < 100
+    assert {sample.group for sample in samples} == set(points) and {sample.score for sample in samples} == {1.0}
+    assert sum(not isinstance(part, str) for part in samples[0].prompt) == 3
     shades = models.seeing.asked[0][1][::2]  # rows of the second episode are its own pictures
     assert shades == tuple(red_of(episodes / second[key]) for key in ("image_1", "image_2", "question_image"))
 
@@ -176,7 +179,7 @@ def test_the_whole_grid_with_controls(episodes, tmp_path):
 def test_more_ways_and_real_names(classes, tmp_path):
     out = make(classes, tmp_path / "set", "--size=8", "--real_names", ways=4, shots=1)
     config = make_config(out, ways=(4,), induction=(True,))
-    figures = fewshot.evaluate(config, Models(Seer(bind)), tmp_path)["fewshot"]
+    figures = fewshot.evaluate(config, Models(Seer(bind)), tmp_path).figures["fewshot"]
     point = figures["ways_4_shots_1_repeats_0_induction"]
     assert figures["task"] == "real_name_mi" and point["chance"] == 25.0
     assert point["seeing"]["strict"] == 100.0
