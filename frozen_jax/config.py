@@ -24,8 +24,8 @@ from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 
-FREE_SECTIONS = ("evaluate", "mesh", "profile")
-"""Sections that may differ from one start of a run to the next: what is measured, where it runs, how it is watched."""
+FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "profile")
+"""Sections that may differ from one start of a run to the next: when it is saved, what is measured, where it runs."""
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
@@ -140,10 +140,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """When to save, in steps, and how many of the newest to keep beside the best."""
+    """When to save, in steps; how many to keep beside the best; whether a damaged one stops the run or is set aside."""
 
     every: int = 500
     keep: int = 2
+    on_damage: Literal["raise", "fallback"] = "raise"
 
 
 @dataclass(frozen=True)

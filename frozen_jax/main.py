@@ -67,10 +67,13 @@ def _main(arguments: list[str]) -> None:
     if _CACHE.value:
         use_compilation_cache(Path(_CACHE.value))
     from frozen_jax.config import from_config_dict
+    from frozen_jax.preemption import StopRequest
     from frozen_jax.run import run
 
+    stop = StopRequest()
+    stop.listen()
     with leaving_on_error():
-        run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
+        run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value, stop=stop)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from frozen_jax.evaluate import evaluate
 from frozen_jax.features import drop_encoder, open_features
 from frozen_jax.flops import count_train_step
 from frozen_jax.language_model import fingerprint_params
+from frozen_jax.preemption import StopRequest
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report
 from frozen_jax.restore import list_texts, make_model, open_checkpoints
@@ -54,23 +55,26 @@ class Fitted(NamedTuple):
     lm_sha256_after: str
 
 
-def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
+def run(config: Config, directory: Path, *, mode: str, stop: StopRequest | None = None) -> dict[str, Any]:
     """Trains (or resumes, or finds finished) and evaluates; returns the report that was written.
 
     Args:
         config: the run.
         directory: workdir; the blind control has its own workdir inside.
         mode: "train" trains first, "eval" needs checkpoints to be there.
+        stop: what may ask the training to save and end.
 
     Raises:
         UserError: anything that the user can mend.
+        Stopped: `stop` was asked; everything is saved.
     """
     start = time.monotonic()
+    stop = stop or StopRequest()
     if mode == "eval" and not (directory / "checkpoints").is_dir():
         raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
     with Workdir(directory, to_dict(config), free=FREE_SECTIONS) as workdir:
         wait_for_all("workdir")  # the first process has made it
-        seeing = fit(config, workdir.path, mode=mode)
+        seeing = fit(config, workdir.path, mode=mode, stop=stop)
         report = Report(config, seeing.trained, jax.devices()[0].device_kind)
         for name in ("train", "validation"):
             report.add("bad_items", **{name: report_bad_items((workdir.path / BAD_ITEMS).glob(f"{name}.*.jsonl"))})
@@ -80,16 +84,17 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
             black = dataclasses.replace(config, blind=True)
             with Workdir(workdir.path / "blind", to_dict(black), free=FREE_SECTIONS) as control:
                 wait_for_all("blind workdir")
-                blind = fit(black, control.path, mode=mode).model
+                blind = fit(black, control.path, mode=mode, stop=stop).model
         evaluate(config, Models(seeing.model, blind), report, workdir.path)
         return report.write(workdir.path, wall_s=time.monotonic() - start)
 
 
-def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
+def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fitted:
     """Trains one model in `directory`, or takes up where its checkpoints stand.
 
     Raises:
         UserError: as `train`; or `mode` is "eval" and there is no checkpoint.
+        Stopped: as `train`.
     """
     training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
     whole = build_towers(config, corpus=list_texts(training_source, config))
@@ -122,6 +127,7 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
                 placement=placement,
                 directory=directory,
                 checkpoints=checkpoints,
+                stop=stop,
                 **count_work(config, towers, mesh),
             )
             if is_first():
