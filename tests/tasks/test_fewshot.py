@@ -128,7 +128,9 @@ def test_the_text_oracle_reads_words_in_the_pictures_places(episodes, tmp_path):
     config = make_config(episodes, ways=(3,), inner_shots=(2,), repeats=(1,), induction=(True,))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, caption_format=" {caption}"))
     oracle = Seer(lambda parts: bind(parts) if any(isinstance(part, float) for part in parts) else bind_words(parts))
-    figures = fewshot.evaluate(config, Models(oracle), tmp_path)["fewshot"]["ways_3_shots_2_repeats_1_induction"]
+    figures = fewshot.evaluate(config, Models(oracle), tmp_path).figures["fewshot"][
+        "ways_3_shots_2_repeats_1_induction"
+    ]
     assert figures["text_oracle"] == {"strict": 100.0, "lenient": 100.0}
     seen, told = oracle.asked[0], oracle.asked[-1]
     for one, other in zip(seen, told, strict=True):
@@ -140,7 +142,7 @@ def test_the_text_oracle_reads_words_in_the_pictures_places(episodes, tmp_path):
     config = make_config(bare, ways=(3,), inner_shots=(2,))
     assert (
         "text_oracle"
-        not in fewshot.evaluate(config, Models(Seer(bind)), tmp_path)["fewshot"]["ways_3_shots_2_repeats_0"]
+        not in fewshot.evaluate(config, Models(Seer(bind)), tmp_path).figures["fewshot"]["ways_3_shots_2_repeats_0"]
     )
 
 
