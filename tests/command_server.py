@@ -47,7 +47,7 @@ class CommandServer:
         self._process.wait(timeout=60)
 
     def run(self, module: str, *arguments: str) -> Done:
-        """Runs one command from the project's root and waits for it."""
+        """Runs a module, or a script by its path, from the project's root and waits for it."""
         self._process.stdin.write(json.dumps([module, *arguments]) + "\n")
         self._process.stdin.flush()
         return Done(*json.loads(self._process.stdout.readline()))
@@ -62,7 +62,10 @@ def _run_in_fork(module: str, arguments: list[str]) -> Done:
             sys.argv = [module, *arguments]
             status = 0
             try:
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
+                if module.endswith(".py"):
+                    runpy.run_path(module, run_name="__main__")
+                else:
+                    runpy.run_module(module, run_name="__main__", alter_sys=True)
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else int(error.code is not None)
                 if isinstance(error.code, str):
