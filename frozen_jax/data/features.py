@@ -128,8 +128,8 @@ class FeatureFiles:
                     path.unlink(missing_ok=True)  # another process may have been first
         except OSError as error:
             raise UserError(
-                f"config.vision.feature_cache: {error.filename} cannot be read ({error.strerror}); mend the disk or its "
-                "permissions, or name another directory"
+                f"config.vision.feature_cache: {error.filename} cannot be read ({error.strerror}); mend the disk "
+                "or the permissions, or name another directory"
             ) from error
         return [number for number in range(-(-self.count // PICTURES_PER_FILE)) if number not in there]
 
