@@ -212,6 +212,21 @@ def test_a_damaged_picture_stops_a_run_that_does_not_replace(kept):
         open_features(source, strict, towers, name="train")
 
 
+def test_a_directory_that_cannot_be_used_is_named(kept, tmp_path):
+    config, towers, source, directory = kept
+    directory.write_text("in the way")
+    with pytest.raises(
+        UserError, match=r"config\.vision\.feature_cache: .*could not be written \(Not a directory|File exi"
+    ):
+        open_features(source, config, towers, name="train")
+    directory.unlink()
+    open_features(source, config, towers, name="train")
+    list_files(directory)["000002"].unlink()
+    (next(directory.iterdir()) / f"000002-{'0' * 64}.npy").mkdir()
+    with pytest.raises(UserError, match=r"config\.vision\.feature_cache: .*000002.* cannot be read \(Is a directory"):
+        open_features(source, config, towers, name="train")
+
+
 def test_blind_features_are_those_of_black(kept):
     config, towers, source, directory = kept
     table = open_features(source, dataclasses.replace(config, blind=True), towers, name="train")

@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,15 +112,25 @@ class FeatureFiles:
         return range(number * PICTURES_PER_FILE, min((number + 1) * PICTURES_PER_FILE, self.count))
 
     def missing(self) -> list[int]:
-        """Returns the numbers of the files that have to be made; reads all that are there and removes damaged ones."""
+        """Returns the numbers of the files that have to be made; reads all that are there and removes damaged ones.
+
+        Raises:
+            UserError: one cannot be read or removed.
+        """
         there = set()
-        for number, path, digest in self._list():
-            with path.open("rb") as file:
-                sound = hashlib.file_digest(file, "sha256").hexdigest() == digest
-            if sound:
-                there.add(number)
-            else:
-                path.unlink(missing_ok=True)  # by another process, perhaps
+        try:
+            for number, path, digest in self._list():
+                with path.open("rb") as file:
+                    sound = hashlib.file_digest(file, "sha256").hexdigest() == digest
+                if sound:
+                    there.add(number)
+                else:
+                    path.unlink(missing_ok=True)  # another process may have been first
+        except OSError as error:
+            raise UserError(
+                f"config.vision.feature_cache: {error.filename} cannot be read ({error.strerror}); mend the disk "
+                "or the permissions, or name another directory"
+            ) from error
         return [number for number in range(-(-self.count // PICTURES_PER_FILE)) if number not in there]
 
     def write(self, number: int, features: Float32[np.ndarray, "pictures E"]) -> None:
@@ -134,16 +143,14 @@ class FeatureFiles:
         np.save(buffer, features, allow_pickle=False)
         content = buffer.getvalue()
         path = self.directory / f"{number:06d}-{hashlib.sha256(content).hexdigest()}.npy"
-        temporary = None
+        temporary = self.directory / f".{number:06d}.tmp-{os.getpid()}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.directory, prefix=".")
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(temporary, path)
+            temporary.write_bytes(content)
+            temporary.replace(path)
         except OSError as error:
-            with contextlib.suppress(OSError, TypeError):
-                os.unlink(temporary)  # type: ignore[arg-type]
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise UserError(
                 f"config.vision.feature_cache: {path} could not be written ({error.strerror}); make space or mend the "
                 "disk, then start the same command again: what is there is kept"
