@@ -1,7 +1,7 @@
 """A pre-trained vision encoder's weights, from a Hugging Face directory, a hub, or a file of torch's or safetensors.
 
-ResNet (torchvision's, timm's and transformers' names), NF-ResNet (timm's) and ViT (CLIP's or plain). The networks are
-in `models/`, the names of weights in `convert/`. Next: `build.py`.
+ResNet (torchvision's, timm's and transformers' names), NF-ResNet (timm's), EfficientNet-Lite and ViT (CLIP's or plain).
+The networks are in `models/`, the names of weights in `convert/`. Next: `build.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 
+from frozen_jax.convert.efficientnet import efficientnet_table
 from frozen_jax.convert.nf_resnet import import_timm
 from frozen_jax.convert.resnet import resnet_table
 from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
@@ -20,6 +21,7 @@ from frozen_jax.convert.torch_reader import SUFFIXES, read_torch_file
 from frozen_jax.convert.vit import vit_table
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import download_model
+from frozen_jax.models.efficientnet import EfficientNetLite
 from frozen_jax.models.nf_resnet import NFResNet
 from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vit import ViT
@@ -49,6 +51,8 @@ def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
         elif isinstance(module, ResNet):
             layout = "transformers" if any("embedder" in name for name in tensors) else "torchvision"
             table = resnet_table(module, layout=layout)
+        elif isinstance(module, EfficientNetLite):
+            table = efficientnet_table(module)
         else:
             raise UserError("this encoder has no published weights; leave vision.path empty")
         return import_tensors(table, tensors, dtype=np.float32)

@@ -46,9 +46,17 @@ _NOT_SETTINGS = ("dtype", "parent", "name", "remat", "unroll", "config")
 
 
 def describe_vision(module: nn.Module) -> dict[str, Any]:
-    """Returns `vision_config`: the encoder's kind and all of its options."""
+    """Returns `vision_config`: the encoder's kind and all of its options.
+
+    Raises:
+        UserError: `modeling_frozen.py` does not have this encoder.
+    """
     if isinstance(module, ViT):
         return {"name": "vit", **dataclasses.asdict(module.config)}
+    if not isinstance(module, ResNet | NFResNet):
+        raise UserError(
+            f"{type(module).__name__} has no PyTorch side in exports; --format=stablehlo exports every encoder"
+        )
     name = "resnet" if isinstance(module, ResNet) else "nf_resnet"
     fields = [field.name for field in dataclasses.fields(module) if field.name not in _NOT_SETTINGS]
     return {"name": name, **{field: getattr(module, field) for field in fields}}

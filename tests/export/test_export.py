@@ -19,8 +19,9 @@ from frozen_jax.build import resolve_path
 from frozen_jax.errors import UserError
 from frozen_jax.export import check
 from frozen_jax.export.check import compare_with_torch, import_modeling, sample_prompts
-from frozen_jax.export.layout import DIGESTS, VERIFIED, WEIGHTS
+from frozen_jax.export.layout import DIGESTS, VERIFIED, WEIGHTS, describe_vision
 from frozen_jax.export.write import CLASS, PROGRAM, write_digests
+from frozen_jax.models.vision import build_vision
 from frozen_jax.pretrained_vision import load_vision
 from frozen_jax.quantise import dequantise_lm, quantise_lm
 from frozen_jax.restore import load_run, read_run
@@ -201,6 +202,11 @@ def test_a_clip_tower_alone_loads_in_transformers(run, tmp_path):
     ours = encode({"params": model.params["vision"]}, images).pooled
     np.testing.assert_allclose(ours, expected, atol=1e-5)
     assert same(load_vision(str(tmp_path / "out"), model.network.vision), model.params["vision"])
+
+
+def test_an_encoder_without_a_pytorch_side_is_named():
+    with pytest.raises(UserError, match="EfficientNetLite has no PyTorch side in exports; --format=stablehlo"):
+        describe_vision(build_vision("efficientnet_lite0"))
 
 
 def test_stablehlo_gives_the_vectors_of_any_number_of_pictures(run, tmp_path):
