@@ -105,9 +105,10 @@ def resolve_path(path: str) -> str:
     """Resolves `package:NAME` to a directory that ships with frozen_jax; other paths and hub ids stay as they are."""
     if not path.startswith("package:"):
         return path
-    directory = PACKAGE / "assets" / path.removeprefix("package:")
-    if not directory.is_dir():
-        there = ", ".join(sorted(entry.name for entry in (PACKAGE / "assets").iterdir() if entry.is_dir())) or "none"
+    models = {entry.parent.name: entry.parent for entry in (PACKAGE / "assets").glob("*/config.json")}
+    directory = models.get(path.removeprefix("package:"))
+    if directory is None:
+        there = ", ".join(sorted(models)) or "none"
         raise UserError(f"{path!r}: no such model in the package; there: {there}")
     return str(directory)
 

@@ -14,6 +14,7 @@ from frozen_jax.config import Config, MeshSettings, from_config_dict, identify
 from frozen_jax.data.records import Source
 from frozen_jax.data.sources import open_splits
 from frozen_jax.errors import UserError
+from frozen_jax.export.read import is_export, load_export
 from frozen_jax.sharding import make_mesh
 from frozen_jax.state import Params
 from frozen_jax.train import init_state, place_here, place_towers, restore_best
@@ -24,15 +25,24 @@ TOKENIZER_RECORDS = 5_000
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Loads the best parameters of a training run, to use them and not to train on.
+    """Loads an exported model, or the best parameters of a training run, to use them and not to train on.
 
     Args:
-        path: the workdir of a finished, interrupted or running training run.
+        path: a directory that `tools.export` wrote, or the workdir of a finished, interrupted or running training run.
 
     Raises:
-        UserError: no run there, no checkpoint yet, or one that is damaged or belongs to another run.
+        UserError: neither of them there, no checkpoint yet, or one that is damaged or belongs to another run.
     """
     directory = Path(path)
+    return load_export(directory) if is_export(directory) else load_run(directory)
+
+
+def load_run(directory: Path) -> Model:
+    """Loads the best parameters of the training run in a workdir.
+
+    Raises:
+        UserError: as `load`.
+    """
     config = read_run(directory)
     corpus: Iterable[str] = ()
     if not config.lm.path:
@@ -53,10 +63,8 @@ def read_run(directory: Path) -> Config:
     """
     lacks = [name for name in (CONFIG, "checkpoints") if not (directory / name).exists()]
     if lacks:
-        raise UserError(
-            f"{directory} holds no run (no {lacks[0]}); give the --workdir of a training run. Exported directories "
-            "cannot be loaded yet"
-        )
+        advice = "it holds an exported model, which frozen_jax.load reads; " if is_export(directory) else ""
+        raise UserError(f"{directory} holds no run (no {lacks[0]}); {advice}give the --workdir of a training run")
     return from_config_dict(read_json(directory / CONFIG))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from jax.sharding import PartitionSpec
 
+from frozen_jax.models.efficientnet import EfficientNetLite
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.gpt2 import GPT2
 from frozen_jax.models.llama import Llama
@@ -65,6 +66,7 @@ _CONVOLUTIONS: ShardingRules = ((r"vision/.*/?kernel", P(None, None, None, "fsdp
 VISION_RULES: Mapping[type, ShardingRules] = {
     NFResNet: _CONVOLUTIONS,
     ResNet: _CONVOLUTIONS,
+    EfficientNetLite: _CONVOLUTIONS,
     ViT: (
         (r"vision/blocks/(query|key|value|up|down)/kernel", P(None, "fsdp")),  # L E …, L F E
         (r"vision/blocks/out/kernel", P(None, None, None, "fsdp")),  # L N H E

@@ -24,7 +24,7 @@ class SafetensorsDirectory(Mapping[str, np.ndarray]):
     """The tensors of one model by name, read from disk one at a time.
 
     Args:
-        directory: where the files are.
+        directory: where the files are, or the one file, of any name.
 
     Raises:
         UserError: no safetensors there, a shard is missing, or a file is damaged.
@@ -33,7 +33,9 @@ class SafetensorsDirectory(Mapping[str, np.ndarray]):
     def __init__(self, directory: Path) -> None:
         self._files: dict[str, Path] = {}
         index = directory / INDEX
-        if index.is_file():
+        if directory.is_file():
+            paths = dict.fromkeys(_names(directory), directory)
+        elif index.is_file():
             listed = read_json(index).get("weight_map")
             if not isinstance(listed, dict):
                 raise UserError(f"{index} has no weight_map; the file is damaged, download it again")
