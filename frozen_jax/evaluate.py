@@ -22,9 +22,13 @@ TASKS: Mapping[str, Task] = {
     "classify": classify.evaluate,
     "easy_vqa": easy_vqa.evaluate,
     "fewshot": fewshot.evaluate,
+    "fewshot_text": fewshot.evaluate_text,
     "scene_text": easy_vqa.evaluate_scene_text,
     "vqa": vqa.evaluate,
 }
+
+TEXT_TASKS = ("fewshot_text", "scene_text")
+"""Tasks of the text stage, which show no pictures."""
 
 
 def evaluate(config: Config, models: Models, report: Report, directory: Path) -> None:
@@ -36,7 +40,7 @@ def evaluate(config: Config, models: Models, report: Report, directory: Path) ->
     name = config.evaluate.task
     if name == "none":
         return
-    if models.seeing.network.vision is None and name != "scene_text":
+    if models.seeing.network.vision is None and name not in TEXT_TASKS:
         raise UserError(
             f"evaluate.task={name!r} shows pictures, and this model was trained on text alone; set it to none"
         )

@@ -27,7 +27,9 @@ def list_label_rules(params: Params, *, lm_trains: bool, vision_trains: bool = T
         # Imported encoders carry running statistics, which are no weights.
         if vision_trains and any(re.fullmatch(FROZEN_STATISTICS, path) for path in flatten(params["vision"])):
             rules.append((f"vision/{FROZEN_STATISTICS}", FROZEN))
-        rules += [("vision/.*", TRAINABLE if vision_trains else FROZEN), ("prefix/.*", TRAINABLE)]
+        rules.append(("vision/.*", TRAINABLE if vision_trains else FROZEN))
+    if "prefix" in params:
+        rules.append(("prefix/.*", TRAINABLE))
     return tuple(rules)
 
 

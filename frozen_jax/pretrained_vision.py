@@ -1,48 +1,70 @@
-"""A pre-trained vision encoder's weights, from a Hugging Face directory or a hub: ResNet and ViT (CLIP's or plain).
+"""A pre-trained vision encoder's weights, from a Hugging Face directory, a hub, or a file of torch's or safetensors.
 
-The networks are in `models/`, the names of weights in `convert/resnet.py` and `convert/vit.py`. Next: `build.py`.
+ResNet (torchvision's, timm's and transformers' names), NF-ResNet (timm's), EfficientNet-Lite and ViT (CLIP's or plain).
+The networks are in `models/`, the names of weights in `convert/`. Next: `build.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import flax.linen as nn
 import numpy as np
 
+from frozen_jax.convert.efficientnet import efficientnet_table
+from frozen_jax.convert.nf_resnet import import_timm
 from frozen_jax.convert.resnet import resnet_table
 from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
 from frozen_jax.convert.tables import import_tensors
+from frozen_jax.convert.torch_reader import SUFFIXES, read_torch_file
 from frozen_jax.convert.vit import vit_table
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import download_model
+from frozen_jax.models.efficientnet import EfficientNetLite
+from frozen_jax.models.nf_resnet import NFResNet
 from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vit import ViT
 from frozen_jax.state import Params
 
 
-def load_vision(directory_or_hub_id: str, module: nn.Module) -> Params:
+def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
     """Returns the encoder's parameters on the host, float32.
 
     Args:
-        directory_or_hub_id: a directory with model.safetensors, or a name that a Hugging Face hub knows.
+        path_or_hub_id: a directory with model.safetensors, a .safetensors file, a file that `torch.save` wrote (.pth,
+            .pt, .bin), or a name that a Hugging Face hub knows.
         module: the encoder that the weights are for.
 
     Raises:
-        UserError: no such directory, an encoder without published weights, or weights of another one.
+        UserError: nothing there, an encoder without published weights, or weights of another one.
     """
-    path = Path(directory_or_hub_id).expanduser()
+    path = Path(path_or_hub_id).expanduser()
     if not path.exists():
-        path = download_model(directory_or_hub_id)
+        path = download_model(path_or_hub_id)
     try:
-        tensors = SafetensorsDirectory(path)
+        tensors = _open(path)
+        if isinstance(module, NFResNet):
+            return import_timm(module, tensors)
         if isinstance(module, ViT):
             table = vit_table(module.config)
         elif isinstance(module, ResNet):
             layout = "transformers" if any("embedder" in name for name in tensors) else "torchvision"
             table = resnet_table(module, layout=layout)
+        elif isinstance(module, EfficientNetLite):
+            table = efficientnet_table(module)
         else:
-            raise UserError("there are weights for vision.name 'resnet50' and 'vit' alone; leave vision.path empty")
+            raise UserError("this encoder has no published weights; leave vision.path empty")
         return import_tensors(table, tensors, dtype=np.float32)
     except UserError as error:
         raise UserError(f"vision encoder {path}: {error}") from error
+
+
+def _open(path: Path) -> Mapping[str, np.ndarray]:
+    """Reads names, or all tensors of a file of torch's; in a directory such a file counts where nothing else is."""
+    if path.is_dir() and not any(path.glob("*.safetensors*")):
+        files = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+        path = files[0] if len(files) == 1 else path
+    if path.suffix in SUFFIXES and path.is_file():
+        return read_torch_file(path)
+    return SafetensorsDirectory(path)

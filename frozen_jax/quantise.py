@@ -41,6 +41,24 @@ def quantise_lm(params: Params) -> Params:
     return unflatten(result)
 
 
+def dequantise_lm(params: Params) -> Params:
+    """Returns a language model's parameters with float32 kernels in place of int8 ones, on the host.
+
+    Inverse of `quantise_lm` up to its rounding; parameters without int8 kernels come back as they are.
+    """
+    flat = flatten(params)
+    result = {}
+    for path, leaf in flat.items():
+        if leaf.dtype == np.int8:
+            scale = np.asarray(flat[_scale_path(path)])
+            lead = int(path.startswith("blocks/"))
+            inputs = tuple(range(lead, lead + _count_inputs(path)))
+            result[path] = np.asarray(leaf, np.float32) * np.expand_dims(scale, inputs)
+        elif not (path.endswith("/scale") and path.removesuffix("scale") + "kernel" in flat):
+            result[path] = leaf
+    return unflatten(result)
+
+
 def describe_quantised(params: Params) -> Params:
     """Returns shapes and dtypes of what `quantise_lm` makes of a tree, from those of the tree."""
     result = {}

@@ -58,7 +58,7 @@ class Report:
         """Writes the JSON and the Markdown file and, of a task, the page; prints the table and returns the figures."""
         self.figures["wall_s"] = round(wall_s, 1)
         self.figures["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        rows = [(name, _show(value)) for name, value in _flatten(self.figures)]
+        rows = [(name, show_figure(value)) for name, value in flatten_figures(self.figures)]
         table = format_table(("figure", "value"), rows)
         if not is_first():
             return self.figures
@@ -140,19 +140,20 @@ def draw_samples(path: Path, tests: QuestionSet, captions: Sequence[str], answer
     pyplot.close(figure)
 
 
-def _flatten(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flatten_figures(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Lists a report's figures as (section.name, value), in its order."""
     rows: list[tuple[str, Any]] = []
     for key, value in figures.items():
         name = f"{prefix}{key}"
-        rows += _flatten(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+        rows += flatten_figures(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
     return rows
 
 
-def _show(value: Any) -> str:
+def show_figure(value: Any) -> str:
     """A value in a table's cell, which holds no line ends."""
     if isinstance(value, list):
         more = f" and {len(value) - SHOWN} more" if value[SHOWN:] else ""
-        return ", ".join(map(_show, value[:SHOWN])) + more
+        return ", ".join(map(show_figure, value[:SHOWN])) + more
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value).replace("\n", "\\n").replace("|", "\\|")

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from frozen_jax.api import Model
-from frozen_jax.build import Towers, build_towers
+from frozen_jax.build import Towers, build_towers, choose_dtype
 from frozen_jax.checkpoint import Checkpoints
 from frozen_jax.config import Config, MeshSettings, from_config_dict, identify
 from frozen_jax.data.records import Source
 from frozen_jax.data.sources import open_splits
 from frozen_jax.errors import UserError
+from frozen_jax.export.read import is_export, load_export
 from frozen_jax.sharding import make_mesh
 from frozen_jax.state import Params
 from frozen_jax.train import init_state, place_here, place_towers, restore_best
@@ -24,15 +25,24 @@ TOKENIZER_RECORDS = 5_000
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Loads the best parameters of a training run, to use them and not to train on.
+    """Loads an exported model, or the best parameters of a training run, to use them and not to train on.
 
     Args:
-        path: the workdir of a finished, interrupted or running training run.
+        path: a directory that `tools.export` wrote, or the workdir of a finished, interrupted or running training run.
 
     Raises:
-        UserError: no run there, no checkpoint yet, or one that is damaged or belongs to another run.
+        UserError: neither of them there, no checkpoint yet, or one that is damaged or belongs to another run.
     """
     directory = Path(path)
+    return load_export(directory) if is_export(directory) else load_run(directory)
+
+
+def load_run(directory: Path) -> Model:
+    """Loads the best parameters of the training run in a workdir.
+
+    Raises:
+        UserError: as `load`.
+    """
     config = read_run(directory)
     corpus: Iterable[str] = ()
     if not config.lm.path:
@@ -53,10 +63,8 @@ def read_run(directory: Path) -> Config:
     """
     lacks = [name for name in (CONFIG, "checkpoints") if not (directory / name).exists()]
     if lacks:
-        raise UserError(
-            f"{directory} holds no run (no {lacks[0]}); give the --workdir of a training run. Exported directories "
-            "cannot be loaded yet"
-        )
+        advice = "it holds an exported model, which frozen_jax.load reads; " if is_export(directory) else ""
+        raise UserError(f"{directory} holds no run (no {lacks[0]}); {advice}give the --workdir of a training run")
     return from_config_dict(read_json(directory / CONFIG))
 
 
@@ -74,13 +82,23 @@ def make_model(config: Config, towers: Towers, params: Params) -> Model:
 
 
 def open_checkpoints(config: Config, towers: Towers, directory: Path) -> Checkpoints:
-    """Opens the checkpoints of a run of this config through this language model."""
+    """Opens the checkpoints of a run of this config through this language model and, if frozen, this encoder."""
     return Checkpoints(
         directory / "checkpoints",
         keep=config.checkpoint.keep,
         fingerprint=towers.fingerprint,
+        vision_fingerprint=towers.vision_fingerprint,
         config_digest=digest_config(identify(config)),
+        lm_name=_name_lm(config),
+        on_damage=config.checkpoint.on_damage,
     )
+
+
+def _name_lm(config: Config) -> str:
+    """Names the language model as it is loaded, for messages: where it is from, and its dtype."""
+    loaded = choose_dtype(config.lm.dtype) if config.lm.mode == "frozen" else "float32"
+    stored = " stored as int8" if config.lm.weights == "int8" else ""
+    return f"{config.lm.path or 'drawn at random'} in {loaded}{stored}"
 
 
 def list_texts(source: Source, config: Config) -> Iterator[str]:
@@ -88,6 +106,8 @@ def list_texts(source: Source, config: Config) -> Iterator[str]:
     data = config.data
     for index in range(min(len(source), TOKENIZER_RECORDS)):
         record = source.record(index)
+        if record.turns:
+            yield "".join(given + predicted for given, predicted in record.turns)
         for caption in record.captions:
             yield data.caption_format.format(caption=caption)
         for question in record.questions:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from jax.sharding import PartitionSpec
 
+from frozen_jax.models.efficientnet import EfficientNetLite
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.gpt2 import GPT2
 from frozen_jax.models.llama import Llama
@@ -65,6 +66,7 @@ _CONVOLUTIONS: ShardingRules = ((r"vision/.*/?kernel", P(None, None, None, "fsdp
 VISION_RULES: Mapping[type, ShardingRules] = {
     NFResNet: _CONVOLUTIONS,
     ResNet: _CONVOLUTIONS,
+    EfficientNetLite: _CONVOLUTIONS,
     ViT: (
         (r"vision/blocks/(query|key|value|up|down)/kernel", P(None, "fsdp")),  # L E …, L F E
         (r"vision/blocks/out/kernel", P(None, None, None, "fsdp")),  # L N H E
@@ -90,7 +92,9 @@ def list_sharding_rules(model: FrozenModel, params: Params) -> ShardingRules:
     """
     rules = list(LM_RULES[type(model.lm)])
     if model.vision is not None:
-        rules += [*VISION_RULES[type(model.vision)], *PREFIX_RULES]
+        rules += VISION_RULES[type(model.vision)]
+    if model.prefix is not None:
+        rules += PREFIX_RULES
     for tower in params:
         # A model without a single bias or norm has none of these, and a rule must match something.
         if any(re.fullmatch(f"{tower}/{WHOLE}", path) for path in flatten({tower: params[tower]})):

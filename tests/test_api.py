@@ -239,7 +239,7 @@ def test_nothing_to_do_is_no_error(model):
 
 
 def test_what_is_no_run_cannot_be_loaded(tmp_path):
-    with pytest.raises(UserError, match=r"no run \(no config\.json\).*Exported directories cannot be loaded yet"):
+    with pytest.raises(UserError, match=r"no run \(no config\.json\); give the --workdir of a training run"):
         frozen_jax.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"no run \(no checkpoints\)"):

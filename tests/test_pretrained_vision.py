@@ -1,17 +1,24 @@
 """Encoders with published weights: loaded into a run, frozen or not, and what does not fit is refused."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
+from safetensors.numpy import load_file, save_file
+from torch.nn import functional
 
 from frozen_jax.build import build_towers
 from frozen_jax.config import from_config_dict
+from frozen_jax.convert.nf_resnet import nf_resnet_table
 from frozen_jax.convert.resnet import resnet_table
 from frozen_jax.convert.tables import export_tensors
 from frozen_jax.convert.vit import vit_table
 from frozen_jax.errors import UserError
+from frozen_jax.models.nf_resnet import GAMMAS
+from frozen_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from frozen_jax.models.vision import build_vision
 from frozen_jax.pretrained_vision import load_vision
 from frozen_jax.state import flatten
@@ -20,11 +27,11 @@ VIT = {"image_size": 16, "patch_size": 8, "width": 8, "layers": 2, "heads": 2, "
 RESNET = {"widths": (8, 16), "depths": (1, 1), "stem_width": 4}
 
 
-def save(directory, name, options, *, layout="torchvision"):
+def save(directory, name, options, *, layout="torchvision", seed=0):
     """Writes random weights under their published names; returns them as ours."""
     module = build_vision(name, **options)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3), jnp.uint8))["params"]
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     table = vit_table(module.config) if name == "vit" else resnet_table(module, layout=layout)
     save_file(export_tensors(table, params), directory / "model.safetensors")
@@ -55,8 +62,108 @@ def test_what_does_not_fit_is_refused(tmp_path):
     save(tmp_path, "vit", VIT)
     with pytest.raises(UserError, match=rf"vision encoder {tmp_path}: .*belong"):
         load_vision(str(tmp_path), build_vision("vit", **{**VIT, "mlp_width": 16}))
-    with pytest.raises(UserError, match="'resnet50' and 'vit' alone"):
+    with pytest.raises(UserError, match=r"timm's NF-ResNets have vision\.options bottleneck=True"):
         load_vision(str(tmp_path), build_vision("nf_resnet_small"))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_file_of_torch_is_read_with_its_strides(tmp_path, legacy):
+    expected = save(tmp_path, "resnet50", RESNET)
+    state = {f"module.{name}": torch.tensor(array) for name, array in load_file(tmp_path / "model.safetensors").items()}
+    state["module.conv1.weight"] = state["module.conv1.weight"].contiguous(memory_format=torch.channels_last)
+    assert not state["module.conv1.weight"].is_contiguous()
+    state["module.bn1.num_batches_tracked"] = torch.tensor(3)
+    path = tmp_path / "alone" / "weights.pth"
+    path.parent.mkdir()
+    torch.save({"epoch": 3, "state_dict": state}, path, _use_new_zipfile_serialization=not legacy)
+    module = build_vision("resnet50", **RESNET)
+    for given in (path, path.parent):
+        jax.tree.map(np.testing.assert_array_equal, load_vision(str(given), module), expected)
+    single = tmp_path / "any name.safetensors"
+    (tmp_path / "model.safetensors").rename(single)
+    jax.tree.map(np.testing.assert_array_equal, load_vision(str(single), module), expected)
+
+
+class Prepared:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Prepared, "cannot be read as plain tensors"),
+        ({"conv1.weight": 3}, "'conv1.weight' is no tensor"),
+        ([torch.zeros(1)], "holds list, must hold a state dict"),
+        (b"\x80\x02 cut", "cannot be read as plain tensors"),
+    ],
+    ids=["prepared", "number", "list", "damaged"],
+)
+def test_a_file_of_anything_else_is_refused_and_never_run(tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"state_dict": Prepared(tmp_path / "ran")} if content is Prepared else content, path)
+    with pytest.raises(UserError, match=message):
+        load_vision(str(path), build_vision("resnet50", **RESNET))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_old_torch_is_not_trusted(tmp_path, monkeypatch):
+    torch.save({}, tmp_path / "weights.pt")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(UserError, match=r"PyTorch 2\.9\.1\+cpu is older than 2\.10"):
+        load_vision(str(tmp_path), build_vision("resnet50"))
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_download():
+    with pytest.raises(UserError, match=r"'timm/nf_resnet50\.ra2_in1k'.*download .*\.safetensors.* into a directory"):
+        load_vision("timm/nf_resnet50.ra2_in1k", build_vision("nf_resnet50"))
+
+
+def test_timms_nf_resnet_has_the_features_of_its_own_formula(tmp_path):
+    """Standardisation and order of operations written out here as timm has them; our features are gamma times its."""
+    options = {"widths": (32, 64), "depths": (1, 2), "stem_width": 8, "pooled_shortcut": True}
+    rng = np.random.default_rng(0)
+    module = build_vision("nf_resnet50", **options)
+    shapes = {rule.name: rule.torch_shape for rule in nf_resnet_table(module, layout="timm").rules}
+    state = {
+        name: torch.tensor(rng.normal(1.0 if "gain" in name else 0.0, 0.02 if "weight" in name else 0.2, shape))
+        for name, shape in shapes.items()
+    }
+    state["stages.1.1.conv2.weight"][3] *= 0.02  # below the floor of our variance
+    gamma = 1.7139588594436646
+
+    def convolve(x, name, stride=1):
+        weight, gain = state[f"{name}.weight"], state[f"{name}.gain"]
+        flat = weight.flatten(1)
+        scaled = (flat - flat.mean(1, True)) / (flat.var(1, False, keepdim=True) + 1e-5).sqrt()
+        weight = scaled.view_as(weight) * gain * gamma * flat.shape[1] ** -0.5
+        return functional.conv2d(x, weight, state[f"{name}.bias"], stride, weight.shape[-1] // 2)
+
+    images = rng.integers(0, 256, (2, 36, 36, 3), np.uint8)
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    x = (torch.tensor(images).permute(0, 3, 1, 2) / 255.0 - mean) / std
+    x = functional.max_pool2d(convolve(x, "stem.conv", 2), 3, 2, 1)
+    for block, stride, variance in (("stages.0.0", 1, 1.0), ("stages.1.0", 2, 1.04), ("stages.1.1", 1, 1.04)):
+        out = torch.relu(x) * variance**-0.5
+        if f"{block}.downsample.conv.weight" in state:
+            pooled = functional.avg_pool2d(out, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else out
+            x = convolve(pooled, f"{block}.downsample.conv")
+        out = convolve(torch.relu(convolve(out, f"{block}.conv1")), f"{block}.conv2", stride)
+        x = x + 0.2 * convolve(torch.relu(out), f"{block}.conv3")
+    expected = torch.relu(x).mean((2, 3)).numpy()
+
+    save_file({**{name: tensor.float().numpy() for name, tensor in state.items()}}, tmp_path / "model.safetensors")
+    params = jax.device_put(load_vision(str(tmp_path), module))
+    pooled = jax.jit(module.apply)({"params": params}, images).pooled
+    np.testing.assert_allclose(pooled, GAMMAS["relu"] * expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def export_tensors(table: Table, params: Params) -> dict[str, np.ndarray]:
     tensors = {}
     for rule in table.rules:
         leaf = np.asarray(leaves[rule.path])
-        layers = leaf if LAYER in rule.name else leaf[None]
+        layers = leaf if LAYER in rule.name else (leaf,)
         for name, array in zip(table.names(rule), layers, strict=True):
             tensors[table.export_name(name)] = rule.to_torch(array)
     return tensors

@@ -1,4 +1,5 @@
-"""The table of a vision transformer's weights: Hugging Face's names of CLIP's image tower and of the plain ViT.
+"""The table of a vision transformer's weights: Hugging Face's names of CLIP's image tower and of the plain ViT, and the
+names of our own exports, which are the same for both.
 
 What a table is: `tables.py`; the module: `models/vit.py`.
 """
@@ -43,21 +44,37 @@ _PLAIN_NAMES = {
     "down": f"encoder.layer.{LAYER}.output.dense",
 }
 
+_EXPORT_NAMES = {
+    **{name: name for name in ("patches", "class_token", "positions", "embed_norm", "final_norm")},
+    **{
+        name: f"blocks.{LAYER}.{name}"
+        for name in ("attention_norm", "query", "key", "value", "out", "mlp_norm", "up", "down")
+    },
+}
+
 # What files hold beside the image tower: position numbers, the text tower, projections, heads for other tasks.
 _CLIP_OTHERS = r"embeddings\.position_ids|text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale"
 _PLAIN_OTHERS = r"pooler\.dense\.(weight|bias)|classifier\.(weight|bias)"
 
 
-def vit_table(config: ViTConfig) -> Table:
-    """Returns the table for one config; what a file holds for other uses (text tower, classifier) is left out."""
+def vit_table(config: ViTConfig, *, exported: bool = False) -> Table:
+    """Returns the table for one config; what a file holds for other uses (text tower, classifier) is left out.
+
+    Args:
+        config: of the encoder.
+        exported: the names in `assets/pytorch/modeling_frozen.py` in place of Hugging Face's.
+    """
     clip = config.family == "clip"
-    names = _CLIP_NAMES if clip else _PLAIN_NAMES
-    rules = [*_embedding_rules(config, names), *_block_rules(config, names)]
+    names = _EXPORT_NAMES if exported else _CLIP_NAMES if clip else _PLAIN_NAMES
+    rules = [*_embedding_rules(config, names, lead=not clip and not exported), *_block_rules(config, names)]
     for norm in ("embed_norm", "final_norm") if clip else ("final_norm",):
         rules.extend(_norm_rules(norm, names[norm], config.width))
     if config.projection_width:
         shape = (config.width, config.projection_width)
-        rules.append(Rule("projection/kernel", "visual_projection.weight", shape, shape[::-1], transposed=True))
+        name = "projection.weight" if exported else "visual_projection.weight"
+        rules.append(Rule("projection/kernel", name, shape, shape[::-1], transposed=True))
+    if exported:
+        return Table(tuple(rules), config.layers, prefixes=("",), unprefixed=(), buffers="", tied=None)
     return Table(
         rules=tuple(rules),
         layers=config.layers,
@@ -68,19 +85,18 @@ def vit_table(config: ViTConfig) -> Table:
     )
 
 
-def _embedding_rules(config: ViTConfig, names: Mapping[str, str]) -> list[Rule]:
-    clip = config.family == "clip"
+def _embedding_rules(config: ViTConfig, names: Mapping[str, str], *, lead: bool) -> list[Rule]:
+    """Rules of what stands before the layers; with `lead` some tensors have leading axes of one."""
     width, patch = config.width, config.patch_size
-    lead = () if clip else (1,)
-    one = () if clip else (1, 1)
+    positions = (config.tokens, width)
     rules = [
         KernelRule(
             "patches/kernel", f"{names['patches']}.weight", (patch * patch * 3, width), (width, 3, patch, patch)
         ),
-        Rule("class_token", names["class_token"], (width,), (*one, width)),
-        Rule("positions", names["positions"], (config.tokens, width), (*lead, config.tokens, width)),
+        Rule("class_token", names["class_token"], (width,), (1, 1, width) if lead else (width,)),
+        Rule("positions", names["positions"], positions, (1, *positions) if lead else positions),
     ]
-    if not clip:
+    if config.family != "clip":
         rules.append(Rule("patches/bias", f"{names['patches']}.bias", (width,), (width,)))
     return rules
 

@@ -31,12 +31,16 @@ VARIANCE_FLOOR = 1e-4
 """Least value of fan-in times variance of a filter, so that a constant filter is not blown up."""
 
 
+GAMMAS = {"relu": math.sqrt(2.0 / (1.0 - 1.0 / math.pi)), "gelu": 1.7015043497085571}
+"""What gives an activation variance 1 for a standard normal input."""
+
+
 def _scaled_relu(x: jax.Array) -> jax.Array:
-    return jax.nn.relu(x) * math.sqrt(2.0 / (1.0 - 1.0 / math.pi))
+    return jax.nn.relu(x) * GAMMAS["relu"]
 
 
 def _scaled_gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x) * 1.7015043497085571
+    return jax.nn.gelu(x) * GAMMAS["gelu"]
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

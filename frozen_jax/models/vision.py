@@ -1,8 +1,8 @@
 """The vision encoders by name, with their options checked, and where an imported one's options come from.
 
-The encoders are in `nf_resnet.py`, `resnet.py` and `vit.py`; what they share (`VisionOutput`, the normalisation of
-pixels) in `pixels.py`; their weights' names in `convert/resnet.py` and `convert/vit.py`. Next in the data flow:
-`prefix.py`. Every encoder is called as
+The encoders are in `nf_resnet.py`, `resnet.py`, `vit.py` and `efficientnet.py`; what they share (`VisionOutput`, the
+normalisation of pixels) in `pixels.py`; their weights' names in the files of the same names in `convert/`. Next in the
+data flow: `prefix.py`. Every encoder is called as
 
     module(images uint8[B, height, width, 3], *, deterministic=True) -> VisionOutput(pooled, tokens)
 
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from frozen_jax.errors import UserError
+from frozen_jax.models.efficientnet import EfficientNetLite
 from frozen_jax.models.layers import REMAT_POLICIES
 from frozen_jax.models.nf_resnet import ACTIVATIONS, STEMS, NFResNet
 from frozen_jax.models.pixels import VisionOutput
@@ -31,7 +32,7 @@ __all__ = ["BUILDERS", "FROZEN_STATISTICS", "VisionOutput", "build_vision", "vis
 FROZEN_STATISTICS = r"(.*/)?(mean|var)"
 """Pattern, matching in full, of the paths of leaves that no training may change: the statistics of batch normalisation.
 
-Only ResNet has them; no encoder has another leaf of these names."""
+Only ResNet and EfficientNet have them; no encoder has another leaf of these names."""
 
 
 def build_nf_resnet50(
@@ -190,11 +191,45 @@ def build_vit(
     return ViT(config, dtype, remat, unroll)
 
 
+def build_efficientnet_lite0(
+    *,
+    widths: tuple[int, ...] = EfficientNetLite.widths,
+    depths: tuple[int, ...] = EfficientNetLite.depths,
+    sizes: tuple[int, ...] = EfficientNetLite.sizes,
+    strides: tuple[int, ...] = EfficientNetLite.strides,
+    expansions: tuple[int, ...] = EfficientNetLite.expansions,
+    stem_width: int = 32,
+    head_width: int = 1280,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> EfficientNetLite:
+    """Builds an EfficientNet-Lite; the defaults are Lite0, 3,371,008 parameters and 42,016 statistics.
+
+    Args:
+        widths: output channels of each stage.
+        depths: blocks of each stage.
+        sizes: sides of the depthwise kernels of each stage.
+        strides: of each stage.
+        expansions: of each stage's blocks.
+        stem_width: channels after the stem.
+        head_width: width of the pooled feature.
+        dtype: compute dtype.
+
+    Raises:
+        UserError: a size that does not fit.
+    """
+    _check_stages(widths, depths, stem_width, multiple=1)
+    for option, values in (("sizes", sizes), ("strides", strides), ("expansions", expansions)):
+        if len(values) != len(widths) or min(*values, head_width) < 1:
+            raise UserError(f"vision.{option} = {values} needs one positive number for each of {len(widths)} stages")
+    return EfficientNetLite(widths, depths, sizes, strides, expansions, stem_width, head_width, dtype)
+
+
 BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
     "nf_resnet50": build_nf_resnet50,
     "nf_resnet_small": build_nf_resnet_small,
     "resnet50": build_resnet50,
     "vit": build_vit,
+    "efficientnet_lite0": build_efficientnet_lite0,
 }
 """Encoders by name; a builder's keyword arguments are the encoder's options."""
 

@@ -25,6 +25,7 @@ from frozen_jax.config import Config, from_config_dict, identify, to_dict
 from frozen_jax.config_file import read_config
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
+from frozen_jax.preemption import StopRequest
 from frozen_jax.report import digest_measured
 from frozen_jax.run import run
 from frozen_jax.startup import keep_freed_memory
@@ -121,7 +122,7 @@ def _plan_run(config: Config, name: str, *, lm_rate: float | None) -> Row:
     return Row(config) if identify(changed) == identify(config) else Row(changed, folder=name)
 
 
-def measure(row: Row, workdir: Path) -> dict[str, Any]:
+def measure(row: Row, workdir: Path, *, stop: StopRequest | None = None) -> dict[str, Any]:
     """Returns the report of a row's run: the one that is there, if it is finished and of the same settings.
 
     Raises:
@@ -135,7 +136,7 @@ def measure(row: Row, workdir: Path) -> dict[str, Any]:
         if finished and report.get("config_digest") == digest_measured(row.config):
             print(f"{path} is finished", flush=True)
             return report
-    return run(row.config, directory, mode="train")
+    return run(row.config, directory, mode="train", stop=stop)
 
 
 def tabulate(rows: Mapping[str, Row], reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -184,7 +185,14 @@ def _show(value: Any) -> str:
     return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def compare(config: Config, workdir: Path, names: Sequence[str], *, lm_rate: float | None = None) -> str:
+def compare(
+    config: Config,
+    workdir: Path,
+    names: Sequence[str],
+    *,
+    lm_rate: float | None = None,
+    stop: StopRequest | None = None,
+) -> str:
     """Runs what is missing, writes the table after each run and returns it.
 
     Args:
@@ -192,9 +200,11 @@ def compare(config: Config, workdir: Path, names: Sequence[str], *, lm_rate: flo
         workdir: its workdir, in which the controls have theirs.
         names: rows of the table, the seeing one always among them.
         lm_rate: as for `plan_rows`.
+        stop: what may ask a training to save and end.
 
     Raises:
         UserError: as `plan_rows` and `run.run`.
+        Stopped: as `run.run`.
     """
     rows = plan_rows(config, names, lm_rate=lm_rate)
     reports: dict[str, Mapping[str, Any]] = {}
@@ -202,7 +212,7 @@ def compare(config: Config, workdir: Path, names: Sequence[str], *, lm_rate: flo
     for name, row in rows.items():
         if row.folder not in reports:
             print(f"row {name}: {workdir / row.folder}", flush=True)
-            reports[row.folder] = measure(row, workdir)
+            reports[row.folder] = measure(row, workdir, stop=stop)
             table = write_table(workdir, rows["seeing"].config, tabulate(rows, reports))
     return table
 
@@ -218,10 +228,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join((*ROWS, MIXED))}; by default all but it")
     parser.add_argument("--lm_rate", type=float, help="learning rate of finetuned and scratch; default a thirtieth")
     given, rest = parser.parse_known_args(arguments)
-    keep_freed_memory()
     try:
-        names = [name.strip() for name in given.rows.split(",")]
-        table = compare(read_config(rest), given.workdir, names, lm_rate=given.lm_rate)
+        names, config = [name.strip() for name in given.rows.split(",")], read_config(rest)
+        keep_freed_memory()
+        stop = StopRequest()
+        stop.listen()
+        table = compare(config, given.workdir, names, lm_rate=given.lm_rate, stop=stop)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

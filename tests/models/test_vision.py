@@ -17,6 +17,7 @@ TINY = {
     "nf_resnet_small": {},
     "resnet50": {"widths": (8, 16), "depths": (1, 1), "stem_width": 8},
     "vit": TINY_VIT,
+    "efficientnet_lite0": {},
 }
 
 
@@ -33,13 +34,13 @@ def test_every_encoder_keeps_the_interface(name):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_frozen_statistics_match_those_of_resnet_and_nothing_else(name):
+def test_frozen_statistics_match_those_of_batch_normalisation_and_nothing_else(name):
     module = build_vision(name, **TINY[name])
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 16, 16, 3), jnp.uint8))["params"]
     paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     matched = [path for path in paths if re.fullmatch(FROZEN_STATISTICS, path)]
     convolutions = sum(path.endswith("/kernel") for path in paths)
-    assert len(matched) == (2 * convolutions if name == "resnet50" else 0)
+    assert len(matched) == (2 * convolutions if name in ("resnet50", "efficientnet_lite0") else 0)
 
 
 def test_small_nf_resnet_is_as_small_as_stated():

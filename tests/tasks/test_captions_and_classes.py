@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image as Pillow
 
-from frozen_jax.config import Config, DataSettings
+from frozen_jax.config import Config
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import CaptionSettings, ClassifySettings, EvaluateSettings
 from frozen_jax.metrics.captions import cider_d

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from frozen_jax.api import Model
-from frozen_jax.config import Config, DataSettings
+from frozen_jax.config import Config
 from frozen_jax.data.easy_vqa import EasyQuestion
 from frozen_jax.data.scenes import list_captions
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.tasks.easy_vqa import (
     QuestionSet,
     accuracy_by_type,

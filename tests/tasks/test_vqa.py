@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from frozen_jax.config import Config, DataSettings
+from frozen_jax.config import Config
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, VQASettings
 from frozen_jax.tasks import vqa

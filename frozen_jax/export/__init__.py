@@ -1,0 +1,1 @@
+"""Trained models as directories that PyTorch and transformers read, and back."""

@@ -1,0 +1,162 @@
+"""What an exported directory holds, both ways: settings ↔ modules, tensors ↔ parameters.
+
+Lives here: names and fields; the tables of single parts are in `convert/`. Writing is in `write.py`, reading in
+`read.py`; the other side of this layout is `assets/pytorch/modeling_frozen.py`, which ships with every export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from frozen_jax.convert.lm_weights import lm_table
+from frozen_jax.convert.nf_resnet import nf_resnet_table
+from frozen_jax.convert.prefix import prefix_table
+from frozen_jax.convert.resnet import resnet_table
+from frozen_jax.convert.tables import Table, export_tensors, import_tensors
+from frozen_jax.convert.vit import vit_table
+from frozen_jax.errors import UserError
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.nf_resnet import NFResNet
+from frozen_jax.models.resnet import ResNet
+from frozen_jax.models.vision import build_vision
+from frozen_jax.models.vit import ViT
+from frozen_jax.state import Params
+
+MODEL_TYPE = "frozen"
+CONFIG, WEIGHTS, PREPROCESSOR, DIGESTS = (
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "digests.json",
+)
+VERIFIED = (CONFIG, WEIGHTS, PREPROCESSOR, "tokenizer.json", "tokenizer_config.json")
+"""Files that decide what a model says: checked against `digests.json` before they are read."""
+
+_ENCODERS = {"nf_resnet": "nf_resnet50", "resnet": "resnet50", "vit": "vit"}
+"""Name in an export → builder, given all sizes."""
+
+_NOT_SETTINGS = ("dtype", "parent", "name", "remat", "unroll", "config")
+
+
+def describe_vision(module: nn.Module) -> dict[str, Any]:
+    """Returns `vision_config`: the encoder's kind and all of its options.
+
+    Raises:
+        UserError: `modeling_frozen.py` does not have this encoder.
+    """
+    if isinstance(module, ViT):
+        return {"name": "vit", **dataclasses.asdict(module.config)}
+    if not isinstance(module, ResNet | NFResNet):
+        raise UserError(
+            f"{type(module).__name__} has no PyTorch side in exports; --format=stablehlo exports every encoder"
+        )
+    name = "resnet" if isinstance(module, ResNet) else "nf_resnet"
+    fields = [field.name for field in dataclasses.fields(module) if field.name not in _NOT_SETTINGS]
+    return {"name": name, **{field: getattr(module, field) for field in fields}}
+
+
+def build_described(settings: Mapping[str, Any], dtype: np.dtype) -> Any:
+    """Builds the encoder of a `vision_config`.
+
+    Raises:
+        UserError: an unknown encoder or option, or a value that does not fit.
+    """
+    options = {name: value for name, value in settings.items() if name != "name"}
+    if settings.get("name") not in _ENCODERS:
+        raise UserError(
+            f"{CONFIG}: vision_config.name is {settings.get('name')!r}; it must be one of {', '.join(_ENCODERS)}"
+        )
+    return build_vision(_ENCODERS[settings["name"]], **options, dtype=dtype)
+
+
+def list_tables(network: FrozenModel, *, with_lm: bool) -> dict[str, Table]:
+    """Returns the tables of all parts by our first path element."""
+    assert network.vision is not None and network.prefix is not None
+    tables = {
+        "vision": vision_table(network.vision),
+        "prefix": prefix_table(network.prefix, features=network.vision.width),
+    }
+    return {**tables, "lm": lm_table(network.lm.config)} if with_lm else tables
+
+
+def vision_table(module: nn.Module) -> Table:
+    """Returns an encoder's table with the names of exports; a ResNet's are torchvision's."""
+    if isinstance(module, ViT):
+        return vit_table(module.config, exported=True)
+    if isinstance(module, ResNet):
+        return resnet_table(module)
+    assert isinstance(module, NFResNet)
+    return nf_resnet_table(module)
+
+
+def _prefix_of(part: str) -> str:
+    return "language_model." if part == "lm" else f"{part}."
+
+
+def name_tensors(network: FrozenModel, params: Params, *, with_lm: bool) -> dict[str, np.ndarray]:
+    """Returns the tensors of `model.safetensors`."""
+    return {
+        _prefix_of(part) + name: tensor
+        for part, table in list_tables(network, with_lm=with_lm).items()
+        for name, tensor in export_tensors(table, params[part]).items()
+    }
+
+
+class _Part(Mapping[str, np.ndarray]):
+    """The tensors of one part, without its prefix, read when asked for."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str) -> None:
+        self._tensors, self._prefix = tensors, prefix
+        self._names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_tensors(
+    network: FrozenModel, tensors: Mapping[str, np.ndarray], *, with_lm: bool, lm_dtype: np.dtype
+) -> Params:
+    """Returns the parameters that `name_tensors` named, on the host.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape.
+    """
+    tables = list_tables(network, with_lm=with_lm)
+    strangers = [name for name in tensors if not name.startswith(tuple(map(_prefix_of, tables)))]
+    if strangers:
+        raise UserError(f"{WEIGHTS} holds {strangers[0]}, which belongs to no part of this model; export it again")
+    return {
+        part: import_tensors(
+            table, _Part(tensors, _prefix_of(part)), dtype=lm_dtype if part == "lm" else np.dtype(np.float32)
+        )
+        for part, table in tables.items()
+    }
+
+
+def fingerprint_tensors(tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of a language model that PyTorch can compute too: name, shape and float32 values of each."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name], np.float32)
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,120 @@
+"""From an exported directory back to a model: what `frozen_jax.load` does with one. The counterpart: `write.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from frozen_jax.api import Model
+from frozen_jax.build import choose_dtype, resolve_path
+from frozen_jax.convert.lm_weights import export_lm
+from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
+from frozen_jax.data.images import ImageOptions
+from frozen_jax.errors import UserError
+from frozen_jax.export.layout import (
+    CONFIG,
+    DIGESTS,
+    MODEL_TYPE,
+    PREPROCESSOR,
+    VERIFIED,
+    build_described,
+    digest_file,
+    fingerprint_tensors,
+    read_tensors,
+)
+from frozen_jax.language_model import load_lm
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.lm import build_lm, lm_config_from_hf
+from frozen_jax.models.prefix import Prefix
+from frozen_jax.state import Params
+from frozen_jax.tokenizer import Tokenizer
+from frozen_jax.workdir import read_json
+
+
+def is_export(directory: Path) -> bool:
+    """Whether a directory was exported, here or by transformers' `save_pretrained`; otherwise it may be a workdir."""
+    return (directory / CONFIG).is_file() and read_json(directory / CONFIG).get("model_type") == MODEL_TYPE
+
+
+def load_export(directory: Path, *, dtype_name: str = "auto") -> Model:
+    """Loads an exported model.
+
+    A directory without `digests.json`, as transformers' `save_pretrained` writes it, is read unverified.
+
+    Args:
+        directory: with `config.json` and the rest.
+        dtype_name: of the language model and of computation, as `config.lm.dtype`.
+
+    Raises:
+        UserError: a file is missing, damaged or of another model, or the language model that it names is.
+    """
+    verify(directory)
+    config, pictures = read_json(directory / CONFIG), read_json(directory / PREPROCESSOR)
+    try:
+        dtype = choose_dtype(dtype_name)
+        text, described = config["text_config"], config["prefix_config"]
+        lm_config = lm_config_from_hf(text)
+        network = FrozenModel(
+            build_lm(lm_config, dtype=dtype),
+            build_described(config["vision_config"], dtype),
+            Prefix(width=lm_config.embed_width, dtype=dtype, **described),
+        )
+        reference = config.get("language_model")
+        tensors = SafetensorsDirectory(directory)
+        params = read_tensors(network, tensors, with_lm=reference is None, lm_dtype=dtype)
+        if reference is not None:
+            params["lm"] = _load_referenced(reference, dtype)
+        images = ImageOptions(
+            size=pictures["size"],
+            fit=pictures["fit"],
+            background=tuple(pictures["background"]),
+            max_pixels=pictures["max_pixels"],
+        )
+        bos, blind = bool(pictures["add_bos"]), bool(config["blind"])
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{directory}: {CONFIG} or {PREPROCESSOR} lacks a field ({error}); export it again") from error
+    tokenizer = Tokenizer.from_directory(directory)
+    return Model(network, jax.device_put(params), tokenizer, images, bos=bos, blind=blind)
+
+
+def verify(directory: Path) -> None:
+    """Compares the files that are about to be read with `digests.json`, where there is one.
+
+    Raises:
+        UserError: the first file that is missing or differs, by name.
+    """
+    if not (directory / DIGESTS).is_file():
+        return
+    listed = read_json(directory / DIGESTS).get("sha256")
+    if not isinstance(listed, dict):
+        raise UserError(f"{directory / DIGESTS}: has no sha256 of files; export the model again")
+    for name in VERIFIED:
+        if name not in listed:
+            raise UserError(f"{directory / DIGESTS}: does not list {name}; export the model again")
+        if not (directory / name).is_file():
+            raise UserError(f"{directory / name} is missing; copy the whole directory again")
+        found = digest_file(directory / name)
+        if found != listed[name]:
+            raise UserError(
+                f"{directory / name} is damaged or was changed: its SHA-256 is {found}, written as {listed[name]}; "
+                f"copy it again, or remove {DIGESTS} if the change was meant"
+            )
+
+
+def _load_referenced(reference: Mapping[str, Any], dtype: np.dtype) -> Params:
+    path = str(reference["path"])
+    lm = load_lm(resolve_path(path), dtype=np.float32, place=lambda params: params)
+    found = fingerprint_tensors(export_lm(lm.config, lm.params))
+    if found != reference["sha256"]:
+        raise UserError(
+            f"the language model {path} has the SHA-256 {found}, this model was trained with {reference['sha256']}; "
+            f"put that model there, or export with the language model (without --no_lm)"
+        )
+    params: Params = jax.tree.map(lambda leaf: leaf.astype(dtype), lm.params)
+    return params

@@ -1,0 +1,227 @@
+"""A trained model as a directory: for PyTorch, for others' encoders, or as a StableHLO program. The tool calls this.
+
+Everything is written into a directory beside the wanted one, which takes its place by a rename when all is done and
+checked: a directory under the wanted name is complete. The counterpart for reading: `read.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from frozen_jax.api import Model
+from frozen_jax.build import PACKAGE
+from frozen_jax.convert.lm_weights import export_lm
+from frozen_jax.convert.resnet import resnet_table
+from frozen_jax.convert.tables import export_tensors
+from frozen_jax.convert.vit import vit_table
+from frozen_jax.errors import UserError
+from frozen_jax.export.layout import (
+    CONFIG,
+    DIGESTS,
+    MODEL_TYPE,
+    PREPROCESSOR,
+    WEIGHTS,
+    describe_vision,
+    digest_file,
+    fingerprint_tensors,
+    name_tensors,
+)
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.prefix import Prefix
+from frozen_jax.models.resnet import ResNet
+from frozen_jax.models.vit import ViT
+from frozen_jax.quantise import dequantise_lm
+from frozen_jax.workdir import write_json_atomic, write_text_atomic
+
+MODELING = PACKAGE / "assets" / "pytorch" / "modeling_frozen.py"
+CLASS = "FrozenForConditionalGeneration"
+PROGRAM = "encode_images.stablehlo"
+
+
+@contextlib.contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """Gives a directory to fill, which becomes `out` if the body succeeds and is removed otherwise.
+
+    Raises:
+        UserError: `out` exists and is not an empty directory, or the disk is full or read-only.
+    """
+    out = out.absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out={out}: exists and is not empty; name a new directory, nothing is overwritten")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out={out}: cannot be written ({error}); free space or name another directory") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def widen(model: Model) -> Model:
+    """Returns the model in float32, on the host: the very weights it has, int8 kernels multiplied out.
+
+    Raises:
+        UserError: it was trained on text alone.
+    """
+    network = model.network
+    if network.vision is None or network.prefix is None:
+        raise UserError(
+            "this run trained a language model on text alone; save that with frozen_jax.language_model.save_lm"
+        )
+    lm, vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.lm, network.vision, network.prefix))
+    wide = FrozenModel(lm, vision, cast(Prefix, prefix))
+    host = {**jax.device_get(model.params)}
+    params = {**host, "lm": dequantise_lm(host["lm"])}
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    return dataclasses.replace(model, network=wide, params=params)
+
+
+def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | None = None) -> None:
+    """Fills a directory that transformers, by the code in it, and `frozen_jax.load` read.
+
+    Args:
+        model: in float32, from `widen`.
+        directory: exists and is empty.
+        card: text of README.md.
+        lm_path: the language model is left out and referred to by this directory or hub id.
+    """
+    network, tokenizer = model.network, model.tokenizer
+    assert network.prefix is not None and network.vision is not None
+    lm_config = network.lm.config
+    reference = None
+    if lm_path is not None:
+        sha256 = fingerprint_tensors(export_lm(lm_config, model.params["lm"]))
+        reference = {"path": lm_path, "sha256": sha256}
+    config = {
+        "model_type": MODEL_TYPE,
+        "architectures": [CLASS],
+        "auto_map": {
+            "AutoConfig": "modeling_frozen.FrozenConfig",
+            "AutoModel": f"modeling_frozen.{CLASS}",
+            "AutoModelForImageTextToText": f"modeling_frozen.{CLASS}",
+        },
+        "dtype": "float32",
+        "text_config": lm_config.to_hf(),
+        "vision_config": describe_vision(network.vision),
+        "prefix_config": {
+            "length": network.prefix.length,
+            "layer_norm": network.prefix.layer_norm,
+            "feature_norm": network.prefix.feature_norm,
+            "embedding_rms": network.prefix.embedding_rms,
+        },
+        "language_model": reference,
+        "blind": model.blind,
+    }
+    pictures = {
+        **dataclasses.asdict(model.images),
+        "image_seq_length": network.prefix.length,
+        "add_bos": model.bos and tokenizer.bos_id is not None,
+    }
+    eos = tokenizer.eos_id
+    generation = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": eos,
+        "pad_token_id": 0 if eos is None else eos,
+        "max_new_tokens": 20,
+    }
+    tensors = name_tensors(network, model.params, with_lm=reference is None)
+    _save_tensors(tensors, directory)
+    tokenizer.save(directory)
+    write_json_atomic(directory / CONFIG, config)
+    write_json_atomic(directory / PREPROCESSOR, pictures)
+    write_json_atomic(directory / "generation_config.json", generation)
+    shutil.copyfile(MODELING, directory / MODELING.name)
+    write_text_atomic(directory / "README.md", card)
+    write_digests(directory)
+
+
+def write_encoder(model: Model, directory: Path, *, layout: str) -> None:
+    """Fills a directory with the vision encoder alone, under its publisher's names.
+
+    Args:
+        model: in float32, from `widen`.
+        directory: exists and is empty.
+        layout: "torchvision" (ResNet) or "clip" (CLIP's vision transformer, with the config.json that transformers
+            wants).
+
+    Raises:
+        UserError: the encoder is of another kind.
+    """
+    encoder = model.network.vision
+    if layout == "torchvision" and isinstance(encoder, ResNet):
+        table = resnet_table(encoder)
+    elif layout == "clip" and isinstance(encoder, ViT) and encoder.config.family == "clip":
+        table = vit_table(encoder.config)
+        write_json_atomic(directory / CONFIG, _describe_clip(encoder))
+    else:
+        needed = "a ResNet (vision.name 'resnet50')" if layout == "torchvision" else "a vit of the family clip"
+        raise UserError(
+            f"--format={layout} is for {needed}; this model has another encoder: use --format=pytorch, whose "
+            "model.safetensors has it under 'vision.'"
+        )
+    _save_tensors(export_tensors(table, model.params["vision"]), directory)
+    write_digests(directory)
+
+
+def _save_tensors(tensors: Mapping[str, np.ndarray], directory: Path) -> None:
+    path = directory / WEIGHTS
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(directory.stat().st_mode & 0o666)  # safetensors makes files that their owner alone can read
+
+
+def _describe_clip(encoder: ViT) -> dict[str, Any]:
+    """Returns the config.json of transformers' `CLIPVisionModel`, or of the one with a projection."""
+    config = encoder.config
+    return {
+        "model_type": "clip_vision_model",
+        "architectures": ["CLIPVisionModelWithProjection" if config.projection_width else "CLIPVisionModel"],
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.norm_epsilon,
+        "projection_dim": config.projection_width or config.width,
+        "dtype": "float32",
+    }
+
+
+def write_stablehlo(model: Model, directory: Path) -> None:
+    """Fills a directory with encoder and prefix as one program, weights inside, for CPU, GPU and TPU.
+
+    `jax.export.deserialize(bytearray(bytes)).call(images)` runs it: uint8[b, size, size, 3] → float32[b, P, D].
+    """
+    network, size = model.network, model.images.size
+    params = jax.device_put({part: model.params[part] for part in ("vision", "prefix")})
+
+    def encode(images: jax.Array) -> jax.Array:
+        return network.embed_images(params, images[:, None])[:, 0]
+
+    (batch,) = jax.export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    exported = jax.export.export(jax.jit(encode), platforms=("cpu", "cuda", "tpu"))(shape)
+    (directory / PROGRAM).write_bytes(exported.serialize())
+    write_digests(directory)
+
+
+def write_digests(directory: Path) -> None:
+    """Writes the SHA-256 of every file beside it into `digests.json`."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    write_json_atomic(directory / DIGESTS, {"sha256": {path.name: digest_file(path) for path in files}})
