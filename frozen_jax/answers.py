@@ -130,7 +130,8 @@ def answer_batches(
         table: prefixes that the batches' images are rows of.
         settings: JSON values, all that answers depend on besides model and prompts.
     """
-    digests = [digest_batch(batch, table, settings) for batch in batches] if kept else []
+    # A batch's number is the seed of its sampling, so it belongs to what the answers depend on.
+    digests = [digest_batch(batch, table, [*settings, number]) for number, batch in enumerate(batches)] if kept else []
     known: dict[int, Any] = {}
     if kept:
         text, *_ = gather_bytes(json.dumps(list(kept.find(digests).items())).encode() if is_first() else b"")
@@ -146,7 +147,7 @@ def answer_batches(
 
 
 def digest_batch(batch: PromptBatch, table: Float[np.ndarray, "R P D"] | None, settings: Sequence[Any]) -> str:
-    """Digests what a batch's answers depend on, besides the model, to 32 hexadecimal digits."""
+    """Digests what a batch's answers depend on besides the model, to 32 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps([len(batch.numbers), *settings]).encode())
     arrays = [batch.owners]
     for rows in (batch.rows, batch.beginnings):

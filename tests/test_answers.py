@@ -48,7 +48,8 @@ def test_a_torn_line_does_not_count(tmp_path):
     for torn in (complete[:-1], complete[:-20], complete[:-20] + b"\n", complete + b'{"batch": "x'):
         path.write_bytes(torn)
         assert answer(path) == (whole, [2] if len(torn) < len(complete) + 1 else [])
-    assert answer(path) == (whole, [])
+    path.write_bytes(complete[:-20] + b"x" * 400)
+    assert answer(path) == (whole, [2]) and path.read_bytes() == complete
     path.write_bytes(complete[:10])
     assert answer(path) == (whole, [0, 1, 2]) and path.read_bytes() == complete
 
@@ -66,6 +67,12 @@ def test_no_answer_is_taken_for_another(tmp_path):
     assert answer(path, model="n")[1] == [0, 1, 2]  # and the other model's are gone
     assert [json.loads(line).get("model") for line in path.read_text().splitlines()] == ["n", None, None, None]
     assert answer(path)[1] == [0, 1, 2]
+
+
+def test_equal_batches_are_not_taken_for_each_other(tmp_path):
+    """Where texts are sampled, the second of two equal batches has other answers than the first."""
+    assert answer(tmp_path / "a.jsonl", batches=BATCHES[:1] * 2, until=1) == (None, [0])
+    assert answer(tmp_path / "a.jsonl", batches=BATCHES[:1] * 2)[1] == [1]
 
 
 def test_the_beginning_is_a_part_of_the_prompt():
