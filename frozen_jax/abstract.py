@@ -6,6 +6,7 @@ are not there. Next in the data flow: `train.compile_train_step`, whose argument
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -20,11 +21,12 @@ from frozen_jax.config import Config
 from frozen_jax.language_model import read_lm_config
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import LMConfig, lm_config_from_hf
+from frozen_jax.models.vision import build_vision
 from frozen_jax.optim import list_label_rules, make_optimiser
 from frozen_jax.quantise import describe_quantised
 from frozen_jax.sharding import AnyMesh, Placement, by_example, check_tensor, place, replicated
 from frozen_jax.sharding_rules import list_sharding_rules
-from frozen_jax.state import LabelRules, Params, TrainState, match_rules, split
+from frozen_jax.state import LabelRules, Params, TrainState, match_rules, merge, split
 
 
 class AbstractRun(NamedTuple):
@@ -76,6 +78,10 @@ def abstract_run(config: Config, mesh: AnyMesh, *, platform: str = "") -> Abstra
     if "lm" in frozen:
         stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, compute), frozen["lm"])
         frozen = {**frozen, "lm": describe_quantised(stored) if config.lm.weights == "int8" else stored}
+    if config.vision.feature_cache:
+        model = dataclasses.replace(model, vision=None)
+        frozen = {name: tree for name, tree in frozen.items() if name != "vision"}
+        params = merge(trainable, frozen)
     placement = place(trainable, frozen, list_sharding_rules(model, params), mesh, frozen_choice=config.mesh.frozen)
     optimiser = make_optimiser(config.optim, rules, steps=config.train.steps)
     key = jax.eval_shape(jax.random.key, 0)
@@ -95,8 +101,11 @@ def abstract_batch(config: Config, mesh: AnyMesh) -> Batch:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     positions = (rows, config.data.max_tokens)
+    images = describe(jnp.uint8, *((rows, pack, size, size, 3) if config.vision.name else (rows, 0, 1, 1, 3)))
+    if config.vision.feature_cache:
+        images = describe(jnp.float32, rows, pack, build_vision(config.vision.name, **config.vision.options).width)
     return Batch(
-        images=describe(jnp.uint8, *((rows, pack, size, size, 3) if config.vision.name else (rows, 0, 1, 1, 3))),
+        images=images,
         tokens=describe(jnp.int32, *positions),
         loss_mask=describe(jnp.float32, *positions),
         sample_ids=describe(jnp.int32, config.train.batch_size),

@@ -31,6 +31,9 @@ class Answers:
     """One model's answers for one report, a line of JSON per batch. The first process alone reads and writes it.
 
     The first line says whose they are; at the first answer of another model the file begins anew.
+
+    Attributes:
+        taken: how many answers were found here instead of being computed.
     """
 
     def __init__(self, path: Path, *, model: str) -> None:
@@ -40,6 +43,7 @@ class Answers:
             path: of the file; it and its folder are made when there is an answer to keep.
             model: fingerprint of all parameters.
         """
+        self.taken = 0
         self._path, self._model = path, model
         self._places: dict[str, int] = {}
         self._end = 0
@@ -58,6 +62,7 @@ class Answers:
             for number, place in known.items():
                 file.seek(place)
                 found[number] = json.loads(file.readline())["answers"]
+                self.taken += len(found[number])
         return found
 
     def add(self, digest: str, answers: Any) -> None:

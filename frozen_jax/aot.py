@@ -135,7 +135,8 @@ def report(config: Config, target: Slice, *, train: bool = True, decode: bool = 
     if train:
         parts["train"] = compile_train(config, run)
     if decode:
-        parts["decode"] = compile_decode(config, run)
+        whole = dataclasses.replace(config.vision, feature_cache="")  # questions come with pictures
+        parts["decode"] = compile_decode(config, abstract_run(dataclasses.replace(config, vision=whole), mesh))
     costs, groups = count_step(config, run)
     compiled = parts.get("train")
     rows = config.train.batch_size

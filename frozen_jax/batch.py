@@ -35,7 +35,8 @@ class Batch(NamedTuple):
     """One global batch of training or scoring examples: numpy on the host, then jax on the devices.
 
     Attributes:
-        images: pixels 0..255, RGB. I = 0 for text-only training.
+        images: pixels 0..255, RGB; or the features that a frozen encoder has made of them before training
+            (`features.py`). I = 0 for text-only training.
         tokens: word ids, SLOT or PAD.
         loss_mask: 1 where the token is to be predicted, else 0.
         sample_ids: numbers of the examples in their source, row by row, for error messages and replay; several per row
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
             from 1, and 0 on padding: attention and positions stay within one. None: a row is one text.
     """
 
-    images: UInt8[Array | np.ndarray, "B I height width 3"]
+    images: UInt8[Array | np.ndarray, "B I height width 3"] | Float32[Array | np.ndarray, "B I E"]
     tokens: Int32[Array | np.ndarray, "B S"]
     loss_mask: Float32[Array | np.ndarray, "B S"]
     sample_ids: Int32[Array | np.ndarray, " examples"]
@@ -67,7 +68,8 @@ def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:
             f"batch: images {batch.images.shape}, tokens {batch.tokens.shape}, loss_mask {batch.loss_mask.shape} and "
             f"sample_ids {batch.sample_ids.shape} must agree in examples and positions"
         )
-    for name, array, dtype in (("images", batch.images, np.uint8), ("tokens", batch.tokens, np.int32)):
+    seen = np.uint8 if batch.images.ndim == 5 else np.float32
+    for name, array, dtype in (("images", batch.images, seen), ("tokens", batch.tokens, np.int32)):
         if array.dtype != dtype:
             raise UserError(
                 f"batch: {name} is {array.dtype}, must be {np.dtype(dtype)}; convert it in the data pipeline"

@@ -13,7 +13,7 @@ import numpy as np
 
 from frozen_jax.config import Config
 from frozen_jax.errors import UserError
-from frozen_jax.language_model import LanguageModel, load_lm
+from frozen_jax.language_model import LanguageModel, fingerprint_params, load_lm
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
@@ -40,6 +40,8 @@ class Towers(NamedTuple):
         rules: freezing rules that made the split.
         tokenizer: of the language model.
         fingerprint: SHA-256 of the language model as it was loaded; "" for one drawn at random.
+        vision_fingerprint: SHA-256 of what never changes of the vision encoder, such as all of it with
+            `vision.freeze`; "" where everything trains.
     """
 
     model: FrozenModel
@@ -48,6 +50,7 @@ class Towers(NamedTuple):
     rules: LabelRules
     tokenizer: Tokenizer
     fingerprint: str
+    vision_fingerprint: str
 
 
 def choose_dtype(name: str, *, platform: str = "") -> np.dtype:
@@ -74,6 +77,15 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
     Raises:
         UserError: an option that does not fit.
     """
+    # A text beyond the last position would silently share its embedding. Each text of a packed row has positions of its
+    # own; its share of the row is taken for its length.
+    data = config.data
+    longest = data.max_tokens // data.pack * (2 if data.pair_probability else 1)
+    if longest > lm_config.max_positions:
+        raise UserError(
+            f"config.data.max_tokens is {data.max_tokens}, texts of up to {longest} tokens, and the language model has "
+            f"{lm_config.max_positions} positions; lower it"
+        )
     lm = build_lm(lm_config, dtype=compute, remat=config.lm.remat)
     if not config.vision.name:
         return FrozenModel(lm)
@@ -131,7 +143,15 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
         params["vision"] = load_vision(config.vision.path, model.vision)
     rules = list_label_rules(params, lm_trains=lm_trains, vision_trains=not config.vision.freeze)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
-    return Towers(model, trainable, frozen, rules, lm.tokenizer, lm.fingerprint if config.lm.path else "")
+    return Towers(
+        model=model,
+        trainable=trainable,
+        frozen=frozen,
+        rules=rules,
+        tokenizer=lm.tokenizer,
+        fingerprint=lm.fingerprint if config.lm.path else "",
+        vision_fingerprint=fingerprint_params(frozen["vision"]) if "vision" in frozen else "",
+    )
 
 
 def _keep_on_host(params: Params) -> Params:

@@ -7,7 +7,7 @@ Next in the data flow: train.py puts a restored state back on the mesh and goes 
 On disk, one directory per step; it appears by a single rename after everything in it is written:
 
     checkpoints/400/arrays/…        every array of the state, in TensorStore's own format (no pickle)
-    checkpoints/400/meta/metadata   JSON: format, step, best, fingerprint, config digest, position, arrays' digests
+    checkpoints/400/meta/metadata   JSON: format, step, best, language model, config digest, position, arrays' digests
 
 A step that is being written or being deleted carries another name, so a directory named by digits is always complete.
 """
@@ -24,20 +24,27 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from frozen_jax.digests import digest_arrays
 from frozen_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 _DELETED = ".deleted-"
+_DAMAGED = "damaged-"
 
 Position = Mapping[str, int | float | str | bool | None]
+OnDamage = Literal["raise", "fallback"]
+
+
+class DamagedError(UserError):
+    """A checkpoint cannot be read, or is not what was saved."""
 
 
 class Checkpoints:
@@ -48,9 +55,20 @@ class Checkpoints:
 
     Attributes:
       directory: absolute; it need not exist before the first save.
+      on_damage: as given.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int, fingerprint: str, config_digest: str) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int,
+        fingerprint: str,
+        config_digest: str,
+        vision_fingerprint: str = "",
+        lm_name: str = "",
+        on_damage: OnDamage = "raise",
+    ) -> None:
         """Lists the complete checkpoints in `directory`, which need not exist yet.
 
         Args:
@@ -58,6 +76,9 @@ class Checkpoints:
           keep: how many of the newest steps survive, at least 1.
           fingerprint: identifies the frozen language model; a checkpoint of another one is refused.
           config_digest: identifies the part of the configuration that a resumed run must share.
+          vision_fingerprint: identifies what is frozen of the vision encoder, likewise; "" where nothing is.
+          lm_name: the language model for messages: where it is from, and its dtype.
+          on_damage: "raise" stops at a damaged checkpoint; "fallback" warns and takes the newest good one.
 
         Raises:
           UserError: `keep` is below 1, or `directory` cannot be listed.
@@ -66,8 +87,10 @@ class Checkpoints:
             raise UserError(f"checkpoint.keep = {keep}: a run resumes from the newest one; set it to 1 or more")
         self.directory = Path(directory).absolute()
         self._keep = keep
-        self._fingerprint = fingerprint
+        self._fingerprint, self._vision_fingerprint = fingerprint, vision_fingerprint
         self._config_digest = config_digest
+        self._lm_name = lm_name
+        self.on_damage = on_damage
         # Directories made in the background would turn a read-only disk into a wait of five minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler("arrays", "meta"), async_options=options)
@@ -88,7 +111,8 @@ class Checkpoints:
         """Returns the newest step that was saved as the best, or None.
 
         Raises:
-          UserError: a checkpoint is damaged, so that nobody can say whether it was the best.
+          DamagedError: a checkpoint is damaged, so that nobody can say whether it was the best; with
+            `on_damage="fallback"` it is taken for one that was not.
         """
         return next((step for step in reversed(self._steps) if self._is_best(step)), None)
 
@@ -120,6 +144,8 @@ class Checkpoints:
             "step": step,
             "best": best,
             "fingerprint": self._fingerprint,
+            "vision_fingerprint": self._vision_fingerprint,
+            "lm_name": self._lm_name,
             "config_digest": self._config_digest,
             "position": dict(position),
             "arrays": {name: [*_describe(leaf), digests[name]] for name, leaf in arrays.items()},
@@ -169,27 +195,67 @@ class Checkpoints:
           The state, shaped as `abstract_state`, and the position as it was saved.
 
         Raises:
-          UserError: no such step, a checkpoint of another language model or configuration, of other arrays, or damaged.
+          UserError: no such step, a checkpoint of another language model or configuration, or of other arrays.
+          DamagedError: it is damaged.
         """
         if step not in self._steps:
             have = ", ".join(map(str, self._steps)) or "none"
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there are: {have}; choose one of them")
-        meta = self._read_meta(step)
-        self._refuse_other_run(step, meta)
         wanted = _flatten(abstract_state)
-        self._refuse_other_arrays(step, meta["arrays"], wanted)
         home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or home)
             for name, leaf in wanted.items()
         }
-        restored = self._read(step, "arrays", ocp.args.StandardRestore(abstract))
+        with self._failing_together(step):
+            meta = self._read_meta(step)
+            self._refuse_other_run(step, meta)
+            self._refuse_other_arrays(step, meta["arrays"], wanted)
+            restored = self._read(step, "arrays", ocp.args.StandardRestore(abstract))
         for name, found in digest_arrays({name: restored[name] for name in wanted}).items():
             stored = meta["arrays"][name][2]
             if stored != found:
                 raise self._damaged(step, f"array {name!r} has digest {found}, saved with {stored}")
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in wanted])
         return state, meta["position"]
+
+    def restore_newest(self, abstract_state: Any, *, set_aside: bool) -> tuple[Any, dict[str, Any]] | None:
+        """Restores the newest step, or with `on_damage="fallback"` the newest that is whole; None where there is none.
+
+        Args:
+          abstract_state: as for `restore`.
+          set_aside: rename damaged steps, so that they can be saved anew; for the run that writes here.
+
+        Raises:
+          UserError: as `restore`; all checkpoints are damaged.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(step, abstract_state)
+            except DamagedError as error:
+                if self.on_damage == "raise" or step == self._steps[0]:
+                    raise
+                if jax.process_index() == 0:
+                    print(f"warning: {error}; going on from the newest whole one", file=sys.stderr, flush=True)
+                    if set_aside:
+                        (self.directory / str(step)).rename(_find_free(self.directory / f"{_DAMAGED}{step}"))
+                self._steps.remove(step)
+        return None
+
+    @contextmanager
+    def _failing_together(self, step: int) -> Iterator[None]:
+        """Lets all processes fail if one of them cannot read its parts: they have to go the same way."""
+        failure: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            failure = error
+        if jax.process_count() > 1:
+            failures = multihost_utils.process_allgather(np.array(failure is not None))
+            if failure is None and failures.any():
+                failure = self._damaged(step, "another process cannot read its part")
+        if failure is not None:
+            raise failure
 
     def _list_steps(self) -> list[int]:
         try:
@@ -224,7 +290,12 @@ class Checkpoints:
 
     def _is_best(self, step: int) -> bool:
         if step not in self._best:
-            self._best[step] = bool(self._read_meta(step)["best"])
+            try:
+                self._best[step] = bool(self._read_meta(step)["best"])
+            except DamagedError:
+                if self.on_damage == "raise":
+                    raise
+                self._best[step] = False
         return self._best[step]
 
     def _read(self, step: int, item: str, args: Any) -> Any:
@@ -254,8 +325,16 @@ class Checkpoints:
     def _refuse_other_run(self, step: int, meta: Mapping[str, Any]) -> None:
         if meta["fingerprint"] != self._fingerprint:
             raise UserError(
-                f"{self.directory / str(step)}: trained through language model {meta['fingerprint']}, this run loads "
-                f"{self._fingerprint}: a prefix fits only its own model; give that model, or start in a new --workdir"
+                f"{self.directory / str(step)}: trained through language model {meta['lm_name']} "
+                f"({meta['fingerprint']}), this run loads {self._lm_name} ({self._fingerprint}): a prefix fits only "
+                "its own model, in the same dtype; give that model and config.lm.dtype, or start in a new --workdir"
+            )
+        saved = meta.get("vision_fingerprint", "")
+        if saved != self._vision_fingerprint:
+            raise UserError(
+                f"{self.directory / str(step)}: trained on the features of frozen vision encoder {saved or 'unknown'}, "
+                f"this run loads {self._vision_fingerprint or 'none'}: a prefix reads only its own encoder; give that "
+                "encoder as vision.path, or start in a new --workdir"
             )
         if meta["config_digest"] != self._config_digest:
             raise UserError(
@@ -274,11 +353,11 @@ class Checkpoints:
                     "they must agree; use the code and configuration that wrote it, or start in a new --workdir"
                 )
 
-    def _damaged(self, step: int, what: str) -> UserError:
+    def _damaged(self, step: int, what: str) -> DamagedError:
         others = ", ".join(str(other) for other in self._steps if other != step) or "none"
-        return UserError(
+        return DamagedError(
             f"{self.directory / str(step)}: the checkpoint of step {step} is damaged: {what}; "
-            f"remove that directory to go on from another step (there: {others})"
+            f"to go on from another step (there: {others}) remove that directory or set checkpoint.on_damage=fallback"
         )
 
     @contextmanager
@@ -328,6 +407,15 @@ def _silencing_dropped_reads() -> Iterator[None]:
     sys.unraisablehook = report
     yield
     sys.unraisablehook = previous
+
+
+def _find_free(path: Path) -> Path:
+    """Returns the path, or one like it with a number, that does not exist yet."""
+    number = 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{path.name.split('.')[0]}.{number}")
+    return path
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

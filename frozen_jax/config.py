@@ -1,8 +1,9 @@
 """Every setting, its default and its rule. `configs/*.py` start from `default_config()`; `main` converts once.
 
-The dataclasses below are the only place of defaults. `default_config()` shows them to a user as a locked
-`ml_collections.ConfigDict`, so that files and flags (`--config.train.steps=100`) can change but not misspell them;
-`from_config_dict` turns that back into frozen dataclasses and refuses unknown keys, wrong types and contradictions.
+The dataclasses below, and those of `data_settings.py` and `evaluate_settings.py`, are the only place of defaults.
+`default_config()` shows them to a user as a locked `ml_collections.ConfigDict`, so that files and flags
+(`--config.train.steps=100`) can change but not misspell them; `from_config_dict` turns that back into frozen
+dataclasses and refuses unknown keys, wrong types and contradictions.
 Nothing else in the package reads a ConfigDict. Next: `main.py`.
 """
 
@@ -19,13 +20,12 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from frozen_jax.data.augment import AugmentOptions
-from frozen_jax.data.cleaning import CleanOptions
-from frozen_jax.data.images import ImageOptions
+from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 
-FREE_SECTIONS = ("evaluate", "mesh", "profile")
-"""Sections that may differ from one start of a run to the next: what is measured, where it runs, how it is watched."""
+FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "profile")
+"""Sections that may differ from one start of a run to the next: when it is saved, what is measured, where it runs."""
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
@@ -63,11 +63,15 @@ class VisionSettings:
         path: a Hugging Face directory or hub id with its pre-trained weights (`resnet50` and `vit`), which have to fit
             the options; "" draws them.
         freeze: the encoder never changes either, and the prefix alone is trained.
+        feature_cache: directory in which a frozen encoder's features of all pictures are kept: each picture is encoded
+            once, by whichever run needs it first, and training neither opens pictures nor runs the encoder. All
+            processes must see it. "" encodes the pictures of each step.
     """
 
     name: str = ""
     path: str = ""
     freeze: bool = False
+    feature_cache: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,53 +90,6 @@ class PrefixSettings:
     layer_norm: bool = False
     feature_norm: bool = False
     dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """What is trained on and how it becomes rows of tokens.
-
-    Attributes:
-        train: source, one line (see `data/sources.py`): "folder:/data/stamps", "0.7 * tar:… + 0.3 * jsonl:…".
-        validation: likewise; "" holds `train.validation_examples` records of `train` out, at most a tenth of them and
-            always the same ones.
-        image: how a picture becomes an array: in training, in evaluation and in the tools alike.
-        clean: what is done to captions before anything else.
-        on_bad: an item that cannot be used stops the run ("raise"), or another one, always the same, stands in for it
-            and the report lists it by reason ("replace").
-        processes: that decode pictures; 0 decodes in threads, which about four cores' worth of decoding saturates.
-        max_tokens: S, positions in a row, image slots and marks included; longer captions are cut.
-        pack: pairs of a picture and its text in each row, with walls between them and own positions: less padding. A
-            step then has batch_size / pack rows of max_tokens positions.
-        pair_probability: share of the steps whose rows hold two pairs in one text and twice max_tokens positions, so
-            that models with absolute positions learn to read interleaved prompts.
-        buckets: lengths, rising, to which the padding that all rows of a step share is cut; the step compiles once for
-            each. On one host alone; () never cuts.
-        captions_per_example: at most so many different captions of a picture are joined in one training row.
-        question_fraction: share of rows that hold a question and answer of the picture in place of a caption.
-        caption_format, question_format, answer_format: text of a row after the image slots; `{caption}`, `{question}`
-            and `{answer}` are filled in. Caption and answer carry loss, the question does not.
-        bos: begin each row with the language model's beginning-of-sequence token.
-        augment: random changes of training pictures, all off by default, as in the paper.
-    """
-
-    train: str = ""
-    validation: str = ""
-    image: ImageOptions = field(default_factory=lambda: ImageOptions(size=224))
-    clean: CleanOptions = field(default_factory=CleanOptions)
-    on_bad: Literal["raise", "replace"] = "raise"
-    processes: int = 0
-    max_tokens: int = 34
-    pack: int = 1
-    pair_probability: float = 0.0
-    buckets: tuple[int, ...] = ()
-    captions_per_example: int = 1
-    question_fraction: float = 0.0
-    caption_format: str = "{caption}"
-    question_format: str = "Question: {question} Answer:"
-    answer_format: str = " {answer}"
-    bos: bool = False
-    augment: AugmentOptions = field(default_factory=AugmentOptions)
 
 
 @dataclass(frozen=True)
@@ -183,10 +140,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """When to save, in steps, and how many of the newest to keep beside the best."""
+    """When to save, in steps; how many to keep beside the best; whether a damaged one stops the run or is set aside."""
 
     every: int = 500
     keep: int = 2
+    on_damage: Literal["raise", "fallback"] = "raise"
 
 
 @dataclass(frozen=True)
@@ -333,8 +291,6 @@ def _check(config: Config) -> None:
 
     for name, value in (
         ("prefix.length", config.prefix.length),
-        ("data.captions_per_example", config.data.captions_per_example),
-        ("data.pack", config.data.pack),
         ("train.steps", config.train.steps),
         ("train.batch_size", config.train.batch_size),
         ("train.log_every", config.train.log_every),
@@ -353,11 +309,6 @@ def _check(config: Config) -> None:
         ("optim.beta2", config.optim.beta2),
     ):
         require(0 <= share < 1, name, share, "it must be at least 0 and less than 1")
-    for name, share in (
-        ("data.question_fraction", config.data.question_fraction),
-        ("data.pair_probability", config.data.pair_probability),
-    ):
-        require(0 <= share <= 1, name, share, "it is a share and must lie in 0..1")
     for name, amount in (
         ("optim.learning_rate", config.optim.learning_rate),
         ("optim.weight_decay", config.optim.weight_decay),
@@ -365,13 +316,12 @@ def _check(config: Config) -> None:
         ("optim.warmup_steps", config.optim.warmup_steps),
         ("train.patience", config.train.patience),
         ("train.embedding_noise", config.train.embedding_noise),
-        ("data.processes", config.data.processes),
         ("profile.start", config.profile.start),
         ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
+    check_data(config.data, require)
     check_evaluate(config.evaluate, require)
-    require(config.data.train != "", "data.train", "", "name what to train on, for example 'easy_vqa:train'")
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
@@ -379,18 +329,6 @@ def _check(config: Config) -> None:
         f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts, times "
         f"{config.pairs_per_row} pairs in a row (data.pack, data.pair_probability)",
     )
-    buckets = config.data.buckets
-    rule = f"lengths must rise, and the last be data.max_tokens={config.data.max_tokens}, which every text fits"
-    rising = list(buckets) == sorted(set(buckets)) and buckets[-1:] in ((), (config.data.max_tokens,))
-    require(rising, "data.buckets", buckets, rule)
-    rule = f"data.pack={config.data.pack} puts walls between pairs and this takes them away; use one of the two"
-    require(config.data.pack == 1 or not config.data.pair_probability, "data.pair_probability", "above 0", rule)
-    for name, text, blank in (
-        ("caption_format", config.data.caption_format, "{caption}"),
-        ("question_format", config.data.question_format, "{question}"),
-        ("answer_format", config.data.answer_format, "{answer}"),
-    ):
-        require(blank in text, f"data.{name}", text, f"it must contain {blank}, which is filled in")
     if config.lm.path:
         require(
             not config.lm.architecture,
@@ -416,6 +354,11 @@ def _check(config: Config) -> None:
             config.vision.freeze,
             "an encoder drawn at random would stay so; give vision.path",
         )
+        cache = config.vision.feature_cache
+        rule = "features stay the same only where the encoder does; set vision.freeze=True, or leave this empty"
+        require(config.vision.freeze or not cache, "vision.feature_cache", cache, rule)
+        rule = "the features are those of unchanged pictures; leave data.augment at its defaults, or this empty"
+        require(not cache or config.data.augment == AugmentOptions(), "vision.feature_cache", cache, rule)
         slots = (config.prefix.length + int(config.data.bos)) * config.data.pack
         require(
             config.data.max_tokens > slots + config.data.pack,
@@ -430,7 +373,7 @@ def _check(config: Config) -> None:
             config.lm.mode,
             "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
         )
-        for option in ("freeze", "path"):
+        for option in ("freeze", "path", "feature_cache"):
             given = getattr(config.vision, option)
             require(not given, f"vision.{option}", given, "there is no encoder that it is about; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")

@@ -30,7 +30,7 @@ def read_config(words: Sequence[str]) -> Config:
         config = holder.value
         if config is not None:
             config.to_dict()  # a file that failed to load raises when it is first used
-    except (flags.Error, AttributeError, KeyError, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # a config file is the user's own code: it can raise anything
         raise UserError(f"the flags or the config file: {' '.join(str(error).split())}") from error
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}; settings are given as --config.section.name=value")

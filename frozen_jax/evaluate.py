@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from frozen_jax.config import Config
 from frozen_jax.errors import UserError
+from frozen_jax.meter import MeteredModel
 from frozen_jax.report import Report
 from frozen_jax.tasks import caption, classify, easy_vqa, fewshot, vqa
 from frozen_jax.tasks.controls import Models
+from frozen_jax.tasks.samples import Measured
 
-Task: TypeAlias = Callable[[Config, Models, Path], dict[str, dict[str, Any]]]
-"""(config, models, workdir) → figures by section of the report."""
+Task: TypeAlias = Callable[[Config, Models, Path], Measured]
+"""(config, models, workdir) → figures by section of the report, and samples."""
 
 TASKS: Mapping[str, Task] = {
     "caption": caption.evaluate,
     "classify": classify.evaluate,
     "easy_vqa": easy_vqa.evaluate,
     "fewshot": fewshot.evaluate,
+    "fewshot_text": fewshot.evaluate_text,
     "scene_text": easy_vqa.evaluate_scene_text,
     "vqa": vqa.evaluate,
 }
+
+TEXT_TASKS = ("fewshot_text", "scene_text")
+"""Tasks of the text stage, which show no pictures."""
 
 
 def evaluate(config: Config, models: Models, report: Report, directory: Path) -> None:
@@ -34,9 +40,15 @@ def evaluate(config: Config, models: Models, report: Report, directory: Path) ->
     name = config.evaluate.task
     if name == "none":
         return
-    if models.seeing.network.vision is None and name != "scene_text":
+    if models.seeing.network.vision is None and name not in TEXT_TASKS:
         raise UserError(
             f"evaluate.task={name!r} shows pictures, and this model was trained on text alone; set it to none"
         )
-    for section, figures in TASKS[name](config, models, directory).items():
+    seeing = MeteredModel.wrap(models.seeing)
+    measured = TASKS[name](config, models._replace(seeing=seeing), directory)
+    for section, figures in measured.figures.items():
         report.add(section, **figures)
+    report.add("evaluation", **seeing.meter.summarise(seeing))
+    if seeing.answers is not None and seeing.answers.taken:  # the rates above are then not those of the model
+        report.add("evaluation", answers_of_before=seeing.answers.taken)
+    report.samples = measured.samples

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from frozen_jax.prompt import EOS, IMAGE_MARK
 
-TaskName = Literal["none", "easy_vqa", "scene_text", "caption", "vqa", "fewshot", "classify"]
+TaskName = Literal["none", "easy_vqa", "scene_text", "caption", "vqa", "fewshot", "fewshot_text", "classify"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class EvaluateSettings:
 
     Attributes:
         task: `none`; `easy_vqa` (zero-shot questions, caption exact match); `scene_text` (the text stage's oracle);
-            `caption`, `vqa`, `fewshot`, `classify` as their sections below.
+            `fewshot_text` (the few-shot grid by the text oracle alone); `caption`, `vqa`, `fewshot`, `classify` as
+            their sections below.
         blind_control: train the same model on black images too and report it beside the seeing one.
         report: name of the report's files, so that several evaluations of a run stand side by side.
         examples: at most so many test questions, pictures or episodes, the first; 0 is all.
@@ -180,7 +181,7 @@ def check_evaluate(settings: EvaluateSettings, require: Callable[[bool, str, Any
         fewshot.induction,
         "give (False,), (True,) or (False, True)",
     )
-    wanted = settings.task == "fewshot"
+    wanted = settings.task in ("fewshot", "fewshot_text")
     rule = "give the folder or tar.gz of episodes; tools.make_episodes writes one"
     require(not wanted or fewshot.episodes != "", "evaluate.fewshot.episodes", "", rule)
     for name, (blanks, images) in _TEMPLATES.items():

@@ -142,6 +142,37 @@ def count_decode_token(model: FrozenModel, params: Params, *, rows: int, length:
     return count_costs(feed, {}, params, cache, jax.ShapeDtypeStruct((rows, 1), jnp.int32), first=1)
 
 
+def count_answer(
+    model: FrozenModel, params: Params, *, pictures: int | float, image_size: int, positions: int, new_tokens: int
+) -> float:
+    """Counts the operations of answering one prompt by itself: nothing is shared with others, nothing is padding.
+
+    Args:
+        model: the towers.
+        params: theirs.
+        pictures: in the prompt, each encoded once; a mean over prompts need not be whole.
+        image_size: their height and width.
+        positions: of the prompt, at least 1; words are scored at its last one alone.
+        new_tokens: after it; the last of them is never fed.
+    """
+
+    def encode(params: Params, images: Any) -> Any:
+        return model.embed_images(params, images)
+
+    def read(params: Params, words: Any) -> Any:
+        hidden = model.run_lm(params, model.embed(params, words, None), jnp.ones(words.shape, jnp.int32))
+        return model.logits(params, hidden[:, -1:])
+
+    flops = count_costs(read, {}, params, jax.ShapeDtypeStruct((1, positions), jnp.int32), first=1).flops
+    if pictures:
+        image = jax.ShapeDtypeStruct((1, 1, image_size, image_size, 3), jnp.uint8)
+        flops += pictures * count_costs(encode, {}, params, image, first=1).flops
+    if new_tokens > 1:
+        length = positions + new_tokens // 2  # of the cache, on average
+        flops += (new_tokens - 1) * count_decode_token(model, params, rows=1, length=length).flops
+    return flops
+
+
 def count_costs(function: Callable[..., Any], trainable: Any, *others: Any, first: int = 0) -> Costs:
     """Counts `function(trainable, *others)` and its gradient with respect to `trainable`.
 

@@ -42,7 +42,7 @@ def _parse(arguments: list[str]) -> list[str]:
         rest: list[str] = flags.FLAGS(arguments, known_only=False)
         if _CONFIG.value is not None:
             _CONFIG.value.to_dict()  # a file that failed to load raises when it is first used
-    except (flags.Error, AttributeError, KeyError, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # a config file is the user's own code: it can raise anything
         lines = [line.strip() for line in str(error).replace("\\n", " ").splitlines() if line.strip()]
         raised = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
         reason = raised[-1] if raised else " ".join(lines)
@@ -55,7 +55,7 @@ def _main(arguments: list[str]) -> None:
         raise UserError(f"unknown argument {arguments[1]!r}; settings are given as --config.section.name=value")
     workdir = _WORKDIR.value
     for name, value in (("config", _CONFIG.value), ("workdir", workdir)):
-        if value is None:
+        if value is None or value == "":
             raise UserError(
                 f"--{name} is missing; for example: python -m frozen_jax.main --config=configs/quickstart.py "
                 "--workdir=runs/quickstart"
@@ -67,10 +67,13 @@ def _main(arguments: list[str]) -> None:
     if _CACHE.value:
         use_compilation_cache(Path(_CACHE.value))
     from frozen_jax.config import from_config_dict
+    from frozen_jax.preemption import StopRequest
     from frozen_jax.run import run
 
+    stop = StopRequest()
+    stop.listen()
     with leaving_on_error():
-        run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value)
+        run(from_config_dict(_CONFIG.value), Path(str(workdir)), mode=_MODE.value, stop=stop)
 
 
 def main() -> None:

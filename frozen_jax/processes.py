@@ -14,15 +14,53 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from frozen_jax.errors import UserError
+from frozen_jax.preemption import Stopped
+from frozen_jax.sharding import AnyMesh, replicated
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 MULTISLICE = "MEGASCALE_COORDINATOR_ADDRESS"  # set where TPU slices are joined
 
+LOST_AFTER_S = 60
+"""A process that has not been heard of for so long ends all others, wherever they wait for it."""
+LOST = 42
+"""Exit status of a process that ended because another one of its run was gone: to be started again."""
+VOTE_EVERY = 4
+_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")  # all else comes from the others
+
 Tree = TypeVar("Tree")
+
+
+class Vote:
+    """Whether any process says yes, learnt by all at the same step and without waiting for each other.
+
+    A count over all devices is begun at every VOTE_EVERY-th step and read at the one after, when it is long done.
+    """
+
+    def __init__(self, mesh: AnyMesh) -> None:
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._count = jax.jit(jnp.sum, out_shardings=replicated(mesh))
+        self._begun: jax.Array | None = None
+
+    def any_said(self, step: int, yes: bool) -> bool:
+        """Returns whether a process said yes up to VOTE_EVERY steps ago; one process alone has its own answer at once.
+
+        All processes must ask at the same steps.
+        """
+        if jax.process_count() == 1:
+            return yes
+        if step % VOTE_EVERY:
+            return False
+        before = self._begun
+        mine = np.full(jax.local_device_count(), yes, np.int32)
+        votes = jax.make_array_from_process_local_data(self._sharding, mine, (jax.device_count(),))
+        self._begun = self._count(votes)
+        return before is not None and bool(jax.device_get(before))
 
 
 def join_processes(*, wanted: bool) -> None:
@@ -40,8 +78,9 @@ def join_processes(*, wanted: bool) -> None:
     """
     if wanted or COORDINATOR in os.environ or MULTISLICE in os.environ:
         count, index = _read_number(COUNT), _read_number(INDEX)
+        jax.config.update("jax_enable_preemption_service", False)  # its handler would take SIGTERM from ours
         try:
-            jax.distributed.initialize(num_processes=count, process_id=index)
+            jax.distributed.initialize(num_processes=count, process_id=index, heartbeat_timeout_seconds=LOST_AFTER_S)
         except ValueError as error:  # what the surroundings do not tell
             raise UserError(
                 f"JAX cannot find the other processes of this run: {error} It finds them by itself on Cloud TPU, GKE "
@@ -64,16 +103,27 @@ def leaving_on_error() -> Iterator[None]:
     """
     try:
         yield
+    except Stopped:  # all end together
+        raise
     except BaseException as error:
         if jax.process_count() == 1:
             raise
+        status = 1
         if isinstance(error, UserError) and "--traceback" not in sys.argv:
             print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN_FAULTS):
+            reason = str(error).splitlines()[0]
+            print(
+                f"error: another process of this run is gone, or cannot be reached ({reason}): start the same command "
+                f"again on all machines, and it goes on from its newest checkpoint; exit status {LOST}",
+                file=sys.stderr,
+            )
+            status = LOST
         else:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(status)
 
 
 def is_first() -> bool:

@@ -1,21 +1,28 @@
-"""The report of a run: one JSON file, the same figures in Markdown, and a picture of samples.
+"""The report of a run: one JSON file, the same figures in Markdown, a picture page, and a picture of samples.
 
 What is measured comes from `tasks/`; nothing is computed here but how it is written.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
+import platform
 import resource
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frozen_jax.config import Config
+import jax
+
+from frozen_jax.config import Config, identify
+from frozen_jax.page import render_page
 from frozen_jax.processes import is_first
+from frozen_jax.tasks.samples import Sample
 from frozen_jax.telemetry import format_table
 from frozen_jax.train import Trained
-from frozen_jax.workdir import write_json_atomic, write_text_atomic
+from frozen_jax.workdir import digest_config, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from frozen_jax.tasks.easy_vqa import QuestionSet
@@ -33,16 +40,23 @@ class Report:
         """Starts with what training says about itself."""
         progress = trained.progress
         self._config = config
+        self.samples: list[Sample] = []
         self.figures: dict[str, Any] = {
             "train": {
                 "steps": progress.step,
                 "best_step": progress.best_step,
                 "best_validation_loss": round(progress.best_loss, 4),
-                "stopped_early": progress.step < config.train.steps,
+                "finished": progress.finished,
+                "stopped_early": progress.finished and progress.step < config.train.steps,
                 "examples_per_s": round(progress.examples_per_s, 1),
                 "tokens_per_s": round(progress.examples_per_s * config.data.max_tokens, 1),
             },
             "device": device_kind,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+            },
+            "config_digest": digest_config(identify(config) | {"evaluate": dataclasses.asdict(config.evaluate)}),
         }
 
     def add(self, section: str, **figures: Any) -> None:
@@ -50,18 +64,33 @@ class Report:
         self.figures.setdefault(section, {}).update(figures)
 
     def write(self, directory: Path, *, wall_s: float) -> dict[str, Any]:
-        """Writes the JSON and the Markdown file, prints the table and returns the figures."""
+        """Writes the JSON and the Markdown file and, of a task, the page; prints the table and returns the figures."""
         self.figures["wall_s"] = round(wall_s, 1)
         self.figures["peak_host_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        table = format_table(("figure", "value"), [(name, _show(value)) for name, value in _flatten(self.figures)])
+        rows = [(name, _show(value)) for name, value in _flatten(self.figures)]
+        table = format_table(("figure", "value"), rows)
         if not is_first():
             return self.figures
         name = self._config.evaluate.report
         write_json_atomic(directory / f"{name}.json", self.figures)
         text = f"# Report\n\nAccuracies and matches are percentages.\n\n{table}\n"
         write_text_atomic(directory / f"{name}.md", text)
+        if self._config.evaluate.task != "none":
+            self._write_page(directory / f"{name}.html", rows)
         print(table)
         return self.figures
+
+    def _write_page(self, path: Path, rows: Sequence[tuple[str, str]]) -> None:
+        train = self.figures["train"]
+        page = render_page(
+            f"{self._config.evaluate.task} of {path.parent.name}",
+            f"step {train['best_step'] or train['steps']}, {self.figures['device']}, JAX {jax.__version__}",
+            figures=self.figures,
+            rows=rows,
+            samples=self.samples,
+            images=self._config.data.image,
+        )
+        write_text_atomic(path, page)
 
 
 def draw_samples(path: Path, tests: QuestionSet, captions: Sequence[str], answers: Sequence[str]) -> None:

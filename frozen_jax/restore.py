@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from frozen_jax.api import Model
-from frozen_jax.build import Towers, build_towers
+from frozen_jax.build import Towers, build_towers, choose_dtype
 from frozen_jax.checkpoint import Checkpoints
 from frozen_jax.config import Config, MeshSettings, from_config_dict, identify
 from frozen_jax.data.records import Source
@@ -74,13 +74,23 @@ def make_model(config: Config, towers: Towers, params: Params) -> Model:
 
 
 def open_checkpoints(config: Config, towers: Towers, directory: Path) -> Checkpoints:
-    """Opens the checkpoints of a run of this config through this language model."""
+    """Opens the checkpoints of a run of this config through this language model and, if frozen, this encoder."""
     return Checkpoints(
         directory / "checkpoints",
         keep=config.checkpoint.keep,
         fingerprint=towers.fingerprint,
+        vision_fingerprint=towers.vision_fingerprint,
         config_digest=digest_config(identify(config)),
+        lm_name=_name_lm(config),
+        on_damage=config.checkpoint.on_damage,
     )
+
+
+def _name_lm(config: Config) -> str:
+    """Names the language model as it is loaded, for messages: where it is from, and its dtype."""
+    loaded = choose_dtype(config.lm.dtype) if config.lm.mode == "frozen" else "float32"
+    stored = " stored as int8" if config.lm.weights == "int8" else ""
+    return f"{config.lm.path or 'drawn at random'} in {loaded}{stored}"
 
 
 def list_texts(source: Source, config: Config) -> Iterator[str]:
@@ -88,6 +98,8 @@ def list_texts(source: Source, config: Config) -> Iterator[str]:
     data = config.data
     for index in range(min(len(source), TOKENIZER_RECORDS)):
         record = source.record(index)
+        if record.turns:
+            yield "".join(given + predicted for given, predicted in record.turns)
         for caption in record.captions:
             yield data.caption_format.format(caption=caption)
         for question in record.questions:

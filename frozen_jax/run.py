@@ -21,6 +21,7 @@ from frozen_jax.build import Towers, build_towers
 from frozen_jax.chips import find_chip
 from frozen_jax.config import FREE_SECTIONS, Config, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
+from frozen_jax.data.features import FeatureTable
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.records import Source
 from frozen_jax.data.sources import open_splits
@@ -28,8 +29,10 @@ from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate import evaluate
+from frozen_jax.features import drop_encoder, open_features
 from frozen_jax.flops import count_train_step
 from frozen_jax.language_model import fingerprint_params
+from frozen_jax.preemption import StopRequest
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report
 from frozen_jax.restore import list_texts, make_model, open_checkpoints
@@ -56,23 +59,26 @@ class Fitted(NamedTuple):
     lm_sha256_after: str
 
 
-def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
+def run(config: Config, directory: Path, *, mode: str, stop: StopRequest | None = None) -> dict[str, Any]:
     """Trains (or resumes, or finds finished) and evaluates; returns the report that was written.
 
     Args:
         config: the run.
         directory: workdir; the blind control has its own workdir inside.
         mode: "train" trains first, "eval" needs checkpoints to be there.
+        stop: what may ask the training to save and end.
 
     Raises:
         UserError: anything that the user can mend.
+        Stopped: `stop` was asked; everything is saved.
     """
     start = time.monotonic()
+    stop = stop or StopRequest()
     if mode == "eval" and not (directory / "checkpoints").is_dir():
         raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
     with Workdir(directory, to_dict(config), free=FREE_SECTIONS) as workdir:
         wait_for_all("workdir")  # the first process has made it
-        seeing = fit(config, workdir.path, mode=mode)
+        seeing = fit(config, workdir.path, mode=mode, stop=stop)
         report = Report(config, seeing.trained, jax.devices()[0].device_kind)
         for name in ("train", "validation"):
             report.add("bad_items", **{name: report_bad_items((workdir.path / BAD_ITEMS).glob(f"{name}.*.jsonl"))})
@@ -82,19 +88,21 @@ def run(config: Config, directory: Path, *, mode: str) -> dict[str, Any]:
             black = dataclasses.replace(config, blind=True)
             with Workdir(workdir.path / "blind", to_dict(black), free=FREE_SECTIONS) as control:
                 wait_for_all("blind workdir")
-                blind = fit(black, control.path, mode=mode).model
+                blind = fit(black, control.path, mode=mode, stop=stop).model
         evaluate(config, Models(seeing.model, blind), report, workdir.path)
         return report.write(workdir.path, wall_s=time.monotonic() - start)
 
 
-def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
+def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fitted:
     """Trains one model in `directory`, or takes up where its checkpoints stand.
 
     Raises:
         UserError: as `train`; or `mode` is "eval" and there is no checkpoint.
+        Stopped: as `train`.
     """
     training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
-    towers = build_towers(config, corpus=list_texts(training_source, config))
+    whole = build_towers(config, corpus=list_texts(training_source, config))
+    towers = drop_encoder(whole) if config.vision.feature_cache else whole
     before = _hash_lm(towers.trainable, towers.frozen)
     mesh = make_mesh(config.mesh, batch_size=config.micro_batch_rows)
     placement = place_towers(config, towers, mesh)
@@ -106,24 +114,34 @@ def fit(config: Config, directory: Path, *, mode: str) -> Fitted:
         if mode == "eval":
             trained = restore_best(checkpoints, init_state(config, towers, placement))
         else:
+            sources = {"train": training_source, "validation": validation_source}
+            features: dict[str, FeatureTable] = {}
+            if towers is not whole:
+                features = {name: open_features(source, config, whole, name=name) for name, source in sources.items()}
+            bad = {name: open_bad_items(directory, name) for name in sources}
+            training, validation = (
+                make_pipeline(source, config, towers, mesh, features=features.get(name), bad=bad[name])
+                for name, source in sources.items()
+            )
             trained = train(
                 config,
                 towers,
-                make_pipeline(training_source, config, towers, mesh, bad=open_bad_items(directory, "train")),
-                make_pipeline(validation_source, config, towers, mesh, bad=open_bad_items(directory, "validation")),
+                training,
+                validation,
                 placement=placement,
                 directory=directory,
                 checkpoints=checkpoints,
+                stop=stop,
                 **count_work(config, towers, mesh),
             )
             if is_first():
                 _say_how_it_ended(trained, config, directory)
     trainable = fetch_whole(trained.trainable)
-    params = place_here(config, towers, trainable, placement)
+    params = place_here(config, whole, trainable, placement)
     after = _hash_lm(trainable, towers.frozen)
     path = directory / ANSWERS / f"{config.evaluate.report}.jsonl"
     answers = Answers(path, model=f"{fingerprint_params(trainable)} {after}")
-    model = dataclasses.replace(make_model(config, towers, params), answers=answers)
+    model = dataclasses.replace(make_model(config, whole, params), answers=answers)
     return Fitted(model, trained, before, after)
 
 
@@ -145,7 +163,13 @@ def open_bad_items(directory: Path, name: str) -> BadItems:
 
 
 def make_pipeline(
-    source: Source, config: Config, towers: Towers, mesh: Mesh, *, bad: BadItems | None = None
+    source: Source,
+    config: Config,
+    towers: Towers,
+    mesh: Mesh,
+    *,
+    features: FeatureTable | None = None,
+    bad: BadItems | None = None,
 ) -> Pipeline:
     """Builds this process's share of the batches of a source for these towers."""
     data = config.data
@@ -174,6 +198,7 @@ def make_pipeline(
             process_index=share,
             process_count=shares,
         ),
+        features=features,
         bad=bad,
     )
 

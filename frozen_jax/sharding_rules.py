@@ -90,7 +90,9 @@ def list_sharding_rules(model: FrozenModel, params: Params) -> ShardingRules:
     """
     rules = list(LM_RULES[type(model.lm)])
     if model.vision is not None:
-        rules += [*VISION_RULES[type(model.vision)], *PREFIX_RULES]
+        rules += VISION_RULES[type(model.vision)]
+    if model.prefix is not None:
+        rules += PREFIX_RULES
     for tower in params:
         # A model without a single bias or norm has none of these, and a rule must match something.
         if any(re.fullmatch(f"{tower}/{WHOLE}", path) for path in flatten({tower: params[tower]})):

@@ -212,7 +212,8 @@ def _find_special_id(backend: tokenizers.Tokenizer, directory: Path, name: str) 
         if f"{name}_token" in stated:
             token = stated[f"{name}_token"]
             token = token.get("content") if isinstance(token, dict) else token
-            found = None if token is None else backend.token_to_id(str(token))
+            # JSON can spell halves of characters, which no vocabulary has and the library cannot take.
+            found = None if token is None else backend.token_to_id(str(token).encode(errors="replace").decode())
             if token is not None and found is None:
                 raise UserError(
                     f"{file} names {name}_token {token!r}, which the vocabulary lacks; are these files of two models?"

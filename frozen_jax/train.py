@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +18,15 @@ import numpy as np
 
 from frozen_jax.batch import validate
 from frozen_jax.build import Towers
-from frozen_jax.checkpoint import Checkpoints
+from frozen_jax.checkpoint import Checkpoints, DamagedError
 from frozen_jax.config import Config, OptimSettings
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline
 from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.optim import make_optimiser
+from frozen_jax.preemption import StopRequest
+from frozen_jax.processes import Vote
 from frozen_jax.sharding import (
     AnyMesh,
     Placement,
@@ -133,6 +136,7 @@ def train(
     placement: Placement,
     directory: Path,
     checkpoints: Checkpoints,
+    stop: StopRequest,
     flops_per_example: float | None = None,
     peak_flops_per_s: float | None = None,
 ) -> Trained:
@@ -148,18 +152,23 @@ def train(
         placement: where the parameters lie, from `place_towers`.
         directory: gets metrics and events.
         checkpoints: of this directory.
+        stop: what may ask the run to save after the next step and to end.
         flops_per_example: that a step must do for one example, for MFU; None leaves it out.
         peak_flops_per_s: of all devices; None leaves MFU out.
 
     Raises:
         UserError: a loss or gradient that is not finite (with step and sample ids), a batch that does not fit, a
             checkpoint of another run, a full disk.
+        Stopped: `stop` was asked; everything is saved.
     """
     settings = config.train
     options = choose_loss_options(config)
     step_fn = compile_train_step(towers.model, config.optim, towers.rules, options, settings.steps, placement)
     frozen = put_params(towers.frozen, placement.frozen)
-    state, progress = restore_latest(checkpoints, init_state(config, towers, placement))
+    state, progress = init_state(config, towers, placement), Progress()
+    newest = checkpoints.restore_newest(state, set_aside=True)
+    if newest is not None:
+        state, progress = newest[0], Progress(**newest[1])
     root = jax.random.key(config.seed)
     vocab_size = towers.model.lm.config.vocab_size
 
@@ -172,8 +181,9 @@ def train(
         peak_flops_per_s=peak_flops_per_s,
     )
     pending: list[Pending] = []
+    vote = Vote(placement.mesh)
     window = ProfileWindow(directory / "profile", start=config.profile.start, steps=config.profile.steps)
-    with contextlib.closing(telemetry), contextlib.closing(window):
+    with stop.saving(), contextlib.closing(telemetry), contextlib.closing(window):
         for position, batch in telemetry.time_input(training.iterate(Position(progress.epoch, progress.used))):
             if progress.finished:
                 break
@@ -181,15 +191,18 @@ def train(
             step = progress.step + 1
             window.before(step)
             state, metrics = step_fn(state, frozen, put_batch(batch, placement.mesh), jax.random.fold_in(root, step))
+            stop.hold()
             window.after(step, metrics)
             pending.append(Pending(step, metrics, np.asarray(batch.sample_ids)))
             done = step == settings.steps
             evaluating = done or step % settings.evaluate_every == 0
-            saving = done or evaluating or step % config.checkpoint.every == 0
+            due = done or evaluating or step % config.checkpoint.every == 0
+            stopping = vote.any_said(step, stop.asked)
             progress = progress._replace(step=step, epoch=position.epoch, used=position.index)
-            if step % settings.log_every == 0 or saving:
-                _flush(pending, telemetry)
-            if not saving:
+            if step % settings.log_every == 0 or due or stopping:
+                # A stop adds no line: the log shall be that of a run that was not stopped.
+                _flush(pending, telemetry if step % settings.log_every == 0 or due else None)
+            if not (due or stopping):
                 continue
             if evaluating:
                 scores = evaluate(validation, towers.model, state.trainable, frozen, placement=placement)
@@ -200,7 +213,10 @@ def train(
                 progress = progress._replace(examples_per_s=telemetry.examples_per_s)
             best = evaluating and progress.best_step == step
             checkpoints.save(step, state, position=progress._asdict(), best=best)
-    checkpoints.wait()
+            if stopping:
+                checkpoints.wait()
+                raise stop.stopped()
+        checkpoints.wait()
     return restore_best(checkpoints, state)
 
 
@@ -245,22 +261,19 @@ def restore_best(checkpoints: Checkpoints, state: TrainState) -> Trained:
     Raises:
         UserError: there is no checkpoint.
     """
-    if checkpoints.latest_step() is None:
+    newest = checkpoints.restore_newest(state, set_aside=False)
+    if newest is None:
         raise UserError("--workdir holds no complete checkpoint; train first, with --mode=train")
-    latest, progress = restore_latest(checkpoints, state)
+    latest, progress = newest[0], Progress(**newest[1])
     best_step = checkpoints.best_step()
     if best_step is not None and best_step != progress.step:
-        latest, _ = checkpoints.restore(best_step, state)
+        try:
+            latest, _ = checkpoints.restore(best_step, state)
+        except DamagedError as error:
+            if checkpoints.on_damage == "raise":
+                raise
+            print(f"warning: {error}; using the newest in place of the best", file=sys.stderr, flush=True)
     return Trained(latest.trainable, progress)
-
-
-def restore_latest(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Progress]:
-    """Returns the newest checkpoint's state and progress, or the given state and a fresh start."""
-    latest = checkpoints.latest_step()
-    if latest is None:
-        return state, Progress()
-    state, position = checkpoints.restore(latest, state)
-    return state, Progress(**position)
 
 
 def judge(progress: Progress, loss: float, *, patience: int) -> Progress:
@@ -289,11 +302,12 @@ def evaluate(
     }
 
 
-def _flush(pending: list[Pending], telemetry: Telemetry) -> None:
+def _flush(pending: list[Pending], telemetry: Telemetry | None) -> None:
     """Fetches the metrics of the steps since the last flush, stops at the first that is not finite, logs the newest."""
     fetched = jax.device_get([metrics for _, metrics, _ in pending])
     for (step, _, sample_ids), metrics in zip(pending, fetched, strict=True):
         scalars = {name: float(value) for name, value in metrics.items()}
         check_finite(step, scalars, sample_ids)
-    telemetry.log(step, scalars, kind="train")
+    if telemetry is not None:
+        telemetry.log(step, scalars, kind="train")
     pending.clear()

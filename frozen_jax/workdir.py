@@ -66,6 +66,7 @@ class Workdir:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign_files()  # before a lock is put among them
             self._lock = _take_lock(self.path / LOCK)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"--workdir={directory}: is a file, or lies below one; name a directory") from error
@@ -99,21 +100,13 @@ class Workdir:
     def _recognise(self, config: Mapping[str, Any], free: Sequence[str]) -> bool:
         found = self.path / CONFIG
         if not found.exists():
-            foreign = sorted(
-                entry.name
-                for entry in self.path.iterdir()
-                if entry.name not in (LOCK, LOGS) and not _is_temporary(entry)
-            )
-            if foreign:
-                raise UserError(
-                    f"{self.path}: holds other files ({', '.join(foreign[:_SHOWN])}{', …' if foreign[_SHOWN:] else ''})"
-                    f" and no {CONFIG}: it is not the workdir of a run; name an empty or a new directory"
-                )
             return False
         there, here = (
             {key: value for key, value in side.items() if key not in free} for side in (read_json(found), config)
         )
         differing = compare_configs(there, here)
+        if differing and not self._has_results():
+            return False  # the last start ended before its first step, most likely by the mistake now mended
         if differing:
             raise UserError(
                 f"{self.path}: belongs to a run of another configuration: {'; '.join(differing[:_SHOWN])}"
@@ -121,6 +114,23 @@ class Workdir:
                 "set these back to resume that run, or name a new --workdir"
             )
         return True
+
+    def _refuse_foreign_files(self) -> None:
+        if (self.path / CONFIG).exists():
+            return
+        foreign = sorted(
+            entry.name for entry in self.path.iterdir() if entry.name not in (LOCK, LOGS) and not _is_temporary(entry)
+        )
+        if foreign:
+            raise UserError(
+                f"{self.path}: holds other files ({', '.join(foreign[:_SHOWN])}{', …' if foreign[_SHOWN:] else ''})"
+                f" and no {CONFIG}: it is not the workdir of a run; name an empty or a new directory"
+            )
+
+    def _has_results(self) -> bool:
+        """Whether a step was logged or saved, or anything was measured."""
+        written = [*self.path.glob("checkpoints/*"), *self.path.glob("*.jsonl"), *self.path.glob("report*.json")]
+        return any(entry.stat().st_size for entry in written)
 
 
 def compare_configs(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -181,7 +191,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); restore the file, or remove it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, not an object; restore the file, or remove it")

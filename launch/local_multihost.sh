@@ -4,7 +4,8 @@
 #   launch/local_multihost.sh N --config=configs/debug_tiny.py --workdir=runs/two_hosts [more flags of frozen_jax.main]
 #
 # DEVICES=4 launch/local_multihost.sh … gives each process four devices; the default is one. The first process's output
-# is shown, the others' goes to WORKDIR/logs/process_1.log and so on. If one process fails, the others are ended.
+# is shown, the others' goes to WORKDIR/logs/process_1.log and so on. If one process fails, the others are ended. SIGTERM
+# or an interrupt lets all save after the next step (exit status 143 or 130); a second interrupt ends them at once.
 set -euo pipefail
 
 fail() {
@@ -43,7 +44,18 @@ end_all() {
   done
   kill -KILL "${processes[@]}" 2>/dev/null || true
 }
-trap 'end_all; exit 130' INT TERM
+
+# Hands the request on; the processes agree on a step, save it and end, each with status 143.
+stop_all() {
+  trap 'trap - EXIT; kill -KILL "${processes[@]}" 2>/dev/null; exit 130' INT
+  trap '' TERM
+  kill -TERM "${processes[@]}" 2>/dev/null || true
+  while kill -0 "${processes[@]}" 2>/dev/null; do wait -n || true; done
+  trap - EXIT
+  exit "$1"
+}
+trap 'stop_all 130' INT
+trap 'stop_all 143' TERM
 trap end_all EXIT
 
 for ((index = 0; index < count; index++)); do

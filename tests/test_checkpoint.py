@@ -22,7 +22,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from frozen_jax.checkpoint import Checkpoints
+from frozen_jax.checkpoint import Checkpoints, DamagedError
 from frozen_jax.errors import UserError
 
 
@@ -50,8 +50,8 @@ def abstract(state, sharding=None):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
 
 
-def open_checkpoints(directory, *, keep=2, fingerprint="lm-a", config_digest="cfg-a"):
-    return Checkpoints(directory, keep=keep, fingerprint=fingerprint, config_digest=config_digest)
+def open_checkpoints(directory, *, keep=2, fingerprint="lm-a", config_digest="cfg-a", **more):
+    return Checkpoints(directory, keep=keep, fingerprint=fingerprint, config_digest=config_digest, **more)
 
 
 def assert_bitwise_equal(left, right):
@@ -65,7 +65,7 @@ def assert_bitwise_equal(left, right):
 def saved(tmp_path_factory) -> Path:
     """One checkpoint, of step 10, not to be changed: copy it."""
     directory = tmp_path_factory.mktemp("saved") / "checkpoints"
-    checkpoints = open_checkpoints(directory)
+    checkpoints = open_checkpoints(directory, lm_name="gpt2 in float32")
     checkpoints.save(10, make_state(), position={"epoch": 1, "index": 320, "best": 0.1, "patience": 2, "note": None})
     checkpoints.close()
     return directory
@@ -167,8 +167,9 @@ def test_restores_into_another_sharding(tmp_path, spec):
 
 
 def test_refuses_another_language_model_and_another_configuration(saved):
-    with pytest.raises(UserError, match=r"language model lm-a, this run loads lm-b: .*--workdir"):
-        open_checkpoints(saved, fingerprint="lm-b").restore(10, abstract(make_state()))
+    both = r"language model gpt2 in float32 \(lm-a\), this run loads opt in bfloat16 \(lm-b\): .*--workdir"
+    with pytest.raises(UserError, match=both):
+        open_checkpoints(saved, fingerprint="lm-b", lm_name="opt in bfloat16").restore(10, abstract(make_state()))
     with pytest.raises(UserError, match=r"configuration cfg-a, this run has cfg-b: .*--workdir"):
         open_checkpoints(saved, config_digest="cfg-b").restore(10, abstract(make_state()))
 
@@ -199,7 +200,7 @@ def test_refuses_another_format(saved, tmp_path):
     from frozen_jax.checkpoint import _meta_digest
 
     meta.write_text(json.dumps(content | {"digest": _meta_digest(content)}))
-    with pytest.raises(UserError, match="checkpoint format 99, this version reads 1"):
+    with pytest.raises(UserError, match="checkpoint format 99, this version reads 2"):
         open_checkpoints(directory).restore(10, abstract(make_state()))
 
 
@@ -259,6 +260,47 @@ def test_a_changed_position_is_refused(saved, tmp_path):
     meta.write_text(changed)
     with pytest.raises(UserError, match="step 10 is damaged: meta/metadata does not match its own digest"):
         open_checkpoints(directory).restore(10, abstract(make_state()))
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Steps 1, 2 and 3, each holding its own number."""
+    checkpoints = open_checkpoints(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"a": jnp.full(64, step)}, position={"step": step}, best=step == 3)
+    checkpoints.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize("set_aside", [True, False])
+@pytest.mark.parametrize("file", ["meta/metadata", "arrays/manifest.ocdbt"])
+def test_fallback_takes_the_newest_whole_one(three, file, set_aside, capsys):
+    for step in (2, 3):
+        (three / f"{step}/{file}").write_bytes(b"\0" * 100)
+    with pytest.raises(DamagedError, match=r"step 3 is damaged.*there: 1, 2.*checkpoint\.on_damage=fallback"):
+        open_checkpoints(three).restore_newest({"a": jnp.zeros(64, int)}, set_aside=set_aside)
+    checkpoints = open_checkpoints(three, on_damage="fallback")
+    state, position = checkpoints.restore_newest({"a": jnp.zeros(64, int)}, set_aside=set_aside)
+    assert position == {"step": 1} and bool((state["a"] == 1).all())
+    warnings = capsys.readouterr().err.splitlines()
+    assert [f"step {step} is damaged" in line for step, line in zip((3, 2), warnings, strict=True)] == [True, True]
+    assert sorted(os.listdir(three)) == (["1", "damaged-2", "damaged-3"] if set_aside else ["1", "2", "3"])
+    assert checkpoints.best_step() is None
+    if set_aside:  # the step is done again, and may be damaged again
+        checkpoints.save(2, state, position={})
+        checkpoints.close()
+        (three / "2/meta/metadata").write_text("{}")
+        again = open_checkpoints(three, on_damage="fallback")
+        assert again.restore_newest({"a": jnp.zeros(64, int)}, set_aside=True)[1] == {"step": 1}
+        assert sorted(os.listdir(three)) == ["1", "damaged-2", "damaged-2.2", "damaged-3"]
+
+
+def test_fallback_with_nothing_whole_is_refused(three):
+    for step in (1, 2, 3):
+        (three / f"{step}/meta/metadata").unlink()
+    checkpoints = open_checkpoints(three, on_damage="fallback")
+    with pytest.raises(DamagedError, match=r"step 1 is damaged"):
+        checkpoints.restore_newest({"a": jnp.zeros(64, int)}, set_aside=False)
 
 
 # Kills, full and read-only disks

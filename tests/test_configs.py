@@ -52,7 +52,8 @@ def test_large_config_describes_a_whole_run(name):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.frozen["lm"])) == LARGE[name]
     assert "lm" not in run.state.trainable
     assert ("vision" in run.state.trainable) == (not config.vision.freeze)
-    assert run.batch.images.shape == (128, 1, 224, 224, 3)
+    assert ("vision" in run.frozen) == (config.vision.freeze and not config.vision.feature_cache)
+    assert run.batch.images.shape == ((128, 1, 768) if config.vision.feature_cache else (128, 1, 224, 224, 3))
 
 
 def test_every_large_config_is_listed():

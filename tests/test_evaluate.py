@@ -4,6 +4,7 @@ import dataclasses
 import json
 import typing
 
+import jax
 import pytest
 
 from frozen_jax import api
@@ -51,7 +52,13 @@ def test_every_task_has_a_name_and_every_name_a_task():
 def test_training_ends_with_its_report(trained):
     _, directory, report = trained
     assert json.loads((directory / "report.json").read_text()) == report
-    assert set(report["caption"]) >= {"seeing", "shuffled", "blind"} and report["caption"]["n"] == 12
+    assert set(report["caption"]) >= {"seeing", "shuffled", "blind", "majority"} and report["caption"]["n"] == 12
+    asked = 12 * 2  # the seeing model, and it again on shuffled pictures
+    assert report["evaluation"]["examples"] == asked and report["versions"]["jax"] == jax.__version__
+    assert all(report["evaluation"][name] > 0 for name in ("examples_per_s", "tokens_per_s", "flops_per_example"))
+    page = (directory / "report.html").read_text()
+    assert page.count("<article") == 12 and page.count('src="data:image/webp') == 12 and "://" not in page
+    assert "evaluation.flops_per_example" in page
 
 
 def test_another_evaluation_of_the_same_run(trained):
@@ -84,9 +91,11 @@ def test_episodes_and_classes_by_a_loaded_model(trained, tmp_path):
     for rows in (tmp_path / "set").glob("*.json"):
         rows.write_text(rows.read_text().replace("Q: What is this? A: This is a", "This is a"))
     fewshot = change(config, task="fewshot", fewshot=short)
-    point = TASKS["fewshot"](fewshot, models, tmp_path)["fewshot"]["ways_2_shots_1_repeats_0"]
+    point = TASKS["fewshot"](fewshot, models, tmp_path).figures["fewshot"]["ways_2_shots_1_repeats_0"]
     assert point["n"] == 5 and point["chance"] == 50.0 and set(point["blind"]) == {"strict", "lenient"}
-    classes = TASKS["classify"](change(config, task="classify", classify={"tag": 0}), models, tmp_path)["classify"]
+    classes = TASKS["classify"](change(config, task="classify", classify={"tag": 0}), models, tmp_path).figures[
+        "classify"
+    ]
     assert classes["chance"] == 25.0 and set(classes["seeing"]) == {"top_1"}
 
 
@@ -116,6 +125,7 @@ def test_an_interrupted_evaluation_goes_on_and_reports_the_same(trained, monkeyp
     generate_until(0)
     report = run(again, directory, mode="eval")
     assert len(calls) == 3 and report["caption"] == whole["caption"]
+    assert report["evaluation"]["answers_of_before"] == 16 and "answers_of_before" not in whole["evaluation"]
     for folder in (directory, directory / "blind"):
         assert (folder / "answers" / "again.jsonl").read_bytes() == (folder / "answers" / "whole.jsonl").read_bytes()
 

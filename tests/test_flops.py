@@ -10,7 +10,15 @@ from jax import lax
 
 from frozen_jax.batch import Batch
 from frozen_jax.chips import CHIPS
-from frozen_jax.flops import OPTIMISER_BYTES, Costs, StepCosts, count_costs, count_decode_token, count_train_step
+from frozen_jax.flops import (
+    OPTIMISER_BYTES,
+    Costs,
+    StepCosts,
+    count_answer,
+    count_costs,
+    count_decode_token,
+    count_train_step,
+)
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
@@ -198,3 +206,18 @@ def test_the_phases_run_one_after_the_other():
     step = StepCosts(vision=Costs(0.0, 819e9), lm=Costs(197e12, 1.0), examples=10)
     assert step.examples_per_s(chip) == pytest.approx(5)
     assert step.examples_per_s(chip, devices=8) == pytest.approx(40)
+
+
+def test_an_answer_is_its_pictures_its_prompt_and_its_new_words():
+    """GPT-2 by hand: 12 D^2 products a layer and position, attention over what stands before, words at one position."""
+    model, params = build(GPT2, NF_RESNET, size=32)
+    width, layers, vocab = 256, 2, 1000
+
+    def read(queries, keys):
+        return 2 * layers * (12 * width**2 * queries + 2 * width * queries * keys) + 2 * width * vocab
+
+    count = functools.partial(count_answer, model, params, image_size=32)
+    assert count(pictures=0, positions=10, new_tokens=1) == read(10, 10)
+    assert count(pictures=0, positions=10, new_tokens=4) == read(10, 10) + 3 * read(1, 12)
+    one = count(pictures=1, positions=10, new_tokens=1) - read(10, 10)
+    assert count(pictures=2.5, positions=10, new_tokens=1) == pytest.approx(read(10, 10) + 2.5 * one)

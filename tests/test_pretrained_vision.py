@@ -20,11 +20,11 @@ VIT = {"image_size": 16, "patch_size": 8, "width": 8, "layers": 2, "heads": 2, "
 RESNET = {"widths": (8, 16), "depths": (1, 1), "stem_width": 4}
 
 
-def save(directory, name, options, *, layout="torchvision"):
+def save(directory, name, options, *, layout="torchvision", seed=0):
     """Writes random weights under their published names; returns them as ours."""
     module = build_vision(name, **options)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3), jnp.uint8))["params"]
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     table = vit_table(module.config) if name == "vit" else resnet_table(module, layout=layout)
     save_file(export_tensors(table, params), directory / "model.safetensors")

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from frozen_jax.batch import validate
-from frozen_jax.config import DataSettings, from_config_dict
+from frozen_jax.config import from_config_dict
 from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.sources import open_splits
 from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.run import run
 from tests.data.test_tfrecord import example, write_tfrecord
@@ -152,7 +153,7 @@ def test_packed_runs_train_as_single_rows_do(config, tmp_path):
 
 def test_joined_pairs_buckets_and_augmentation_run(config, tmp_path):
     augment = AugmentOptions(shift=0.1, flip=True, brightness=0.1, zoom=0.8, operations=1)
-    given = with_data(config, train="fake:16", pair_probability=1.0, buckets=(30, 40), augment=augment)
+    given = with_data(config, train="fake:16", pair_probability=1.0, max_tokens=32, buckets=(24, 32), augment=augment)
     assert run(given, tmp_path / "w", mode="train")["train"]["steps"] == 2
 
 

@@ -39,8 +39,19 @@ def test_what_a_kill_left_before_config_json_is_an_empty_workdir(tmp_path):
         assert not run.resuming
 
 
+def test_a_start_that_ended_before_its_first_step_does_not_hold_the_workdir(tmp_path):
+    Workdir(tmp_path, CONFIG).close()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker-1.log").write_text("error: batch")
+    mended = CONFIG | {"extra": 1}
+    with Workdir(tmp_path, mended) as run:
+        assert not run.resuming and read_json(tmp_path / "config.json")["extra"] == 1
+
+
 def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
     Workdir(tmp_path, CONFIG).close()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     other = {"train": {"steps": 20, "lr": 3e-4}, "data": {"size": (32, 64), "blind": False}, "new": 1}
     with pytest.raises(UserError) as caught:
         Workdir(tmp_path, other)
@@ -64,6 +75,7 @@ def test_digest_follows_the_values_and_not_the_order():
 
 def test_a_long_difference_is_cut(tmp_path):
     Workdir(tmp_path, {f"k{i}": i for i in range(20)}).close()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="and 15 more"):
         Workdir(tmp_path, {f"k{i}": -1 for i in range(20)})
 

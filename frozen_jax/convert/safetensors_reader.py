@@ -72,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; a language model's directory needs it, download it again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}, must hold a JSON object; download it again")
@@ -94,7 +94,7 @@ def _find_single(directory: Path) -> Path:
 
 def _check_shard_name(index: Path, shard: Any) -> str:
     """Returns the shard's file name; a path out of the directory would read files that the user did not name."""
-    if not isinstance(shard, str) or Path(shard).name != shard:
+    if not isinstance(shard, str) or Path(shard).name != shard or not shard.isprintable():
         raise UserError(f"{index} names the shard {shard!r}, must be a file name beside it; download it again")
     return shard
 

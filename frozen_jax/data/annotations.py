@@ -5,13 +5,33 @@ Next in the data flow: `pipeline.py`.
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from frozen_jax.data.records import MemorySource, Question, Record
 from frozen_jax.data.tables import existing_file
 from frozen_jax.errors import UserError
+
+_Reader = TypeVar("_Reader", bound=Callable[..., MemorySource])
+
+
+def _names_the_file(read: _Reader) -> _Reader:
+    """Makes a `UserError` that names the file of what a reader meets in entries of another form."""
+
+    @functools.wraps(read)
+    def reading(path: str | Path, **options: Any) -> MemorySource:
+        try:
+            return read(path, **options)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"data: an entry of {path} is not as this kind of file has them ({type(error).__name__}: {error}); is "
+                "it the file of another set or task, or damaged? fetch it again"
+            ) from error
+
+    return cast(_Reader, reading)
 
 
 def read_json(path: str | Path, *keys: str) -> dict[str, Any]:
@@ -31,6 +51,7 @@ def read_json(path: str | Path, *keys: str) -> dict[str, Any]:
     return dict(content)
 
 
+@_names_the_file
 def coco_captions(path: str | Path, *, root: str | Path) -> MemorySource:
     """Reads COCO's `captions_*.json` (also NoCaps and others of that schema): one record per picture.
 
@@ -51,6 +72,7 @@ def coco_captions(path: str | Path, *, root: str | Path) -> MemorySource:
     )
 
 
+@_names_the_file
 def karpathy_split(path: str | Path, *, root: str | Path, split: str) -> MemorySource:
     """Reads one split of Karpathy's `dataset_coco.json` (or flickr8k, flickr30k).
 
@@ -80,6 +102,7 @@ def karpathy_split(path: str | Path, *, root: str | Path, split: str) -> MemoryS
     return MemorySource(records)
 
 
+@_names_the_file
 def vqa_pairs(
     path: str | Path, *, root: str | Path, annotations: str | Path = "", pattern: str = "{image_id}.jpg"
 ) -> MemorySource:

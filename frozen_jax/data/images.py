@@ -141,7 +141,8 @@ def _open(source: Path | bytes | np.ndarray | Image.Image, name: str) -> Image.I
     except OSError as error:
         if not head:
             raise ImageError(
-                f"image {name}: cannot be read ({error.strerror}); check the path and data.image_root", reason="missing"
+                f"image {name}: cannot be read ({error.strerror}); check the path, or the root= of its source",
+                reason="missing",
             ) from error
         if head.startswith(_SIGNATURES):
             message = f"image {name}: its header is cut or damaged; replace or remove it"

@@ -68,7 +68,7 @@ def _read(place: Path, header: dict[str, Any]) -> list[Any] | None:
             if json.loads(next(lines, "null")) != header:
                 return None
             rows = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return rows[:-1] if rows and rows[-1] == "end" else None
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int64
 from frozen_jax.batch import Batch
 from frozen_jax.data.augment import AugmentOptions, augment, names_a_side, random_windows
 from frozen_jax.data.dirty import POLICIES, Bad, BadItems, replacement
+from frozen_jax.data.features import FeatureTable
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.loading import CACHE_BYTES, ImageLoader
 from frozen_jax.data.order import Position, hash_keys, sample_rng, stream_indices
@@ -120,6 +121,7 @@ class Pipeline:
         encode: Callable[[str], Sequence[int]],
         layout: RowLayout,
         options: PipelineOptions,
+        features: FeatureTable | None = None,
         bad: BadItems | None = None,
     ):
         """Makes the pipeline; nothing is opened yet.
@@ -130,6 +132,7 @@ class Pipeline:
             encode: text to token ids, without special tokens.
             layout: bos, eos, slots and length of a row.
             options: all else.
+            features: of the source's pictures, to stand in the batches instead of them.
             bad: account of items that cannot be used; by default a new one, in memory alone.
         """
         if not len(source):
@@ -137,8 +140,8 @@ class Pipeline:
         self.source, self.options = source, options
         self.bad = BadItems() if bad is None else bad
         self._text, self._encode, self._layout = text, CachedEncoder(encode), layout
-        self._loader = None
-        if options.images is not None and not options.blind:
+        self._features, self._loader = features, None
+        if options.images is not None and not options.blind and features is None:
             self._loader = ImageLoader(
                 source, options.images, cache_bytes=options.cache_bytes, processes=options.processes
             )
@@ -249,6 +252,8 @@ class Pipeline:
     def _load(
         self, samples: Int64[np.ndarray, " B"], epochs: Int64[np.ndarray, " B"], *, augmented: bool
     ) -> tuple[np.ndarray | None, dict[int, Bad]]:
+        if self._features is not None:
+            return self._features.load(samples)
         if self._loader is None:
             return None, {}
         windows = None
@@ -270,8 +275,15 @@ class Pipeline:
         return text
 
     def _piece(self, text: Text, *, loss: bool) -> Piece:
-        prompt = self._encode(text.prompt) if text.prompt else ()
-        return Piece(self._encode(text.target), prompt, images=0 if self.options.images is None else 1, loss=loss)
+        prompt: list[int] = []
+        prompt_loss: list[int] = []
+        for given, predicted in (*text.turns, (text.prompt, "")):
+            for words, learned in ((given, 0), (predicted, 1)):
+                ids = self._encode(words) if words else ()
+                prompt += ids
+                prompt_loss += [learned] * len(ids)
+        images = 0 if self.options.images is None else 1
+        return Piece(self._encode(text.target), prompt, images=images, loss=loss, prompt_loss=prompt_loss)
 
     def _replace(self, row: int, bad: Bad, samples: np.ndarray, epochs: np.ndarray, attempt: int) -> None:
         sample = int(samples[row])

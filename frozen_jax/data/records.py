@@ -91,6 +91,8 @@ class Record(NamedTuple):
         captions: none, one or several.
         questions: about this picture.
         tags: class name or multi-label tags.
+        turns: a text of its own, without a picture, as stretches of (what is given, what is to be predicted from all
+            before it); nothing is put between them.
     """
 
     id: str
@@ -98,6 +100,7 @@ class Record(NamedTuple):
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     tags: tuple[str, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @runtime_checkable

@@ -114,7 +114,7 @@ def packed_row(pieces: Sequence[Piece], *, layout: RowLayout) -> PackedRow:
 
 
 def lay_out_batch(
-    images: UInt8[np.ndarray, "examples I height width 3"],
+    images: UInt8[np.ndarray, "examples I height width 3"] | Float32[np.ndarray, "examples I E"],
     pieces: Sequence[Piece],
     sample_ids: Int64[np.ndarray, " examples"],
     *,
@@ -125,7 +125,7 @@ def lay_out_batch(
     """Puts examples into the rows of a batch: one in each, or `pack` with walls between them, or two in one text.
 
     Args:
-        images: of each example, I = 1, or 0 for text alone.
+        images: of each example, I = 1, or 0 for text alone; or their features.
         pieces: its text.
         sample_ids: its number.
         layout: of a row; a paired row has twice its positions.

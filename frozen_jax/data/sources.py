@@ -20,8 +20,8 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from frozen_jax.config import DataSettings
 from frozen_jax.data.annotations import coco_captions, karpathy_split, vqa_pairs
+from frozen_jax.data.binding import BindingTexts
 from frozen_jax.data.cleaning import CleanOptions, clean_source
 from frozen_jax.data.fake import FakeSource
 from frozen_jax.data.folders import ClassFolder, SidecarFolder
@@ -31,6 +31,7 @@ from frozen_jax.data.tables import CsvTable, JsonLines, TsvTable
 from frozen_jax.data.tar import TarShards
 from frozen_jax.data.tfds_source import TfdsSource
 from frozen_jax.data.tfrecord import array_record_files, tfrecord_files
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 
 SCENES = 1_000_000
@@ -45,6 +46,12 @@ def _scene_text(seed: str) -> DescribedScenes:
     return DescribedScenes(SCENES, seed=_read_number("scene_text", seed))
 
 
+def _binding_text(seed: str, presentations: str = "12") -> BindingTexts:
+    return BindingTexts(
+        SCENES, seed=_read_number("binding_text", seed), presentations=_read_number("presentations", presentations)
+    )
+
+
 def _read_number(kind: str, text: str) -> int:
     if not text.isdecimal():
         raise UserError(f"data: '{kind}:{text}' must give a whole number, such as {kind}:64")
@@ -53,6 +60,7 @@ def _read_number(kind: str, text: str) -> int:
 
 KINDS: dict[str, Callable[..., Source]] = {
     "array_record": array_record_files,
+    "binding_text": _binding_text,
     "classes": ClassFolder,
     "coco": coco_captions,
     "csv": CsvTable,

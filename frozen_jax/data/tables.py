@@ -36,9 +36,16 @@ def existing_file(path: str | Path) -> Path:
 
 
 def picture_path(root: Path, name: str) -> Path:
-    """Returns where a table's picture lies: a path relative to the root, or a URL as root/host/path."""
+    """Returns where a table's picture lies: a path relative to the root, or a URL as root/host/path.
+
+    Raises:
+        RecordError: what looks like a URL is none.
+    """
     if "://" in name:
-        parts = urlsplit(name)
+        try:
+            parts = urlsplit(name)
+        except ValueError as error:
+            raise RecordError(f"data: {name!r} is no URL ({error}); mend it", reason="bad URL") from error
         return root / parts.netloc / unquote(parts.path).lstrip("/")
     return root / name
 

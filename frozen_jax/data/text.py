@@ -25,10 +25,12 @@ class Text(NamedTuple):
     Attributes:
         target: is to be predicted (a caption, an answer).
         prompt: stands before it and carries no loss ("Question: what shape is in the image? Answer:"); may be empty.
+        turns: (prompt, target) stretches that stand before both, without marks between them.
     """
 
     target: str
     prompt: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 class Piece(NamedTuple):
@@ -36,15 +38,17 @@ class Piece(NamedTuple):
 
     Attributes:
         target: token ids that carry loss; eos is added behind them.
-        prompt: token ids before the target, without loss.
+        prompt: token ids before the target, without loss but where `prompt_loss` has 1.
         images: pictures whose slots come first (0 for text only).
-        loss: False for what only fills up a batch: its target carries none.
+        loss: False for what only fills up a batch: it carries none.
+        prompt_loss: 0 or 1 for each token of the prompt, or () for none with loss.
     """
 
     target: Sequence[int]
     prompt: Sequence[int] = ()
     images: int = 1
     loss: bool = True
+    prompt_loss: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def text_row(
     Slots and prompts are never cut, nor is a first piece's target cut to nothing.
 
     Returns:
-        (tokens, loss_mask): loss_mask is 1 on targets and their eos.
+        (tokens, loss_mask): loss_mask is 1 on targets and their eos, and where a prompt says so.
 
     Raises:
         UserError: bos, slots and prompts alone fill the row.
@@ -115,6 +119,8 @@ def text_row(
         place = begin + len(target)
         tokens[begin:place] = target
         loss_mask[begin:place] = float(piece.loss)
+        if piece.prompt_loss and piece.loss:
+            loss_mask[begin - len(piece.prompt) : begin] = piece.prompt_loss
     return tokens, loss_mask
 
 

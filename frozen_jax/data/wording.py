@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from frozen_jax.config import DataSettings
 from frozen_jax.data.pipeline import TextFunction
 from frozen_jax.data.records import Record
 from frozen_jax.data.text import Text
+from frozen_jax.data_settings import DataSettings
 
 
 def word_rows(settings: DataSettings) -> TextFunction:
@@ -27,6 +27,9 @@ def word_rows(settings: DataSettings) -> TextFunction:
         return settings.caption_format.format(caption=". ".join(record.captions[i] for i in chosen))
 
     def word(record: Record, rng: np.random.Generator) -> Text | None:
+        if record.turns:
+            *before, (prompt, target) = record.turns
+            return Text(target, prompt, tuple(before))
         described = record.image is None and record.captions
         shown = caption(record, rng, most=1) if described else ""
         if record.questions and rng.random() < settings.question_fraction:

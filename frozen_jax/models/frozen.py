@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, Key, UInt8
 
 from frozen_jax.batch import PAD, SLOT
 from frozen_jax.models.masks import positions_from_segments, segment_mask
@@ -47,8 +47,8 @@ class FrozenModel:
 
     Attributes:
         lm: language model (`models.lm`).
-        vision: encoder (`models.vision`) or None for text alone.
-        prefix: pooled feature to P vectors, or None.
+        vision: encoder (`models.vision`); None for text alone, or where features stand in the place of pictures.
+        prefix: pooled feature to P vectors, or None for text alone.
     """
 
     lm: nn.Module
@@ -77,22 +77,29 @@ class FrozenModel:
     def embed_images(
         self,
         params: Params,
-        images: UInt8[Array | np.ndarray, "B I height width 3"],
+        images: UInt8[Array | np.ndarray, "B I height width 3"] | Float32[Array | np.ndarray, "B I E"],
         *,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B I P D"]:
-        """Encodes images to prefix vectors. With `rng` dropout is on (training)."""
-        assert self.vision is not None and self.prefix is not None
+        """Encodes images, or their features without an encoder, to prefix vectors; with `rng` dropout is on."""
+        assert self.prefix is not None
         rows, count = images.shape[:2]
-        keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
-        deterministic = rng is None
         flat = constrain(jnp.asarray(images).reshape(rows * count, *images.shape[2:]), "pictures")
-        vision, prefix = gather(params["vision"]), gather(params["prefix"])
-        seen = self.vision.apply({"params": vision}, flat, deterministic=deterministic, rngs=keys)
-        pooled = constrain(cast(VisionOutput, seen).pooled, "pictures")
-        made = self.prefix.apply({"params": prefix}, pooled, deterministic=deterministic, rngs=keys)
+        pooled = flat if self.vision is None else constrain(self.encode(params, flat, rng=rng), "pictures")
+        keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
+        made = self.prefix.apply({"params": gather(params["prefix"])}, pooled, deterministic=rng is None, rngs=keys)
         vectors = cast(Array, made)
         return constrain(vectors.reshape(rows, count, *vectors.shape[1:]), "embeddings")
+
+    def encode(
+        self, params: Params, images: UInt8[Array, "R height width 3"], *, rng: Key[Array, ""] | None = None
+    ) -> Float32[Array, "R E"]:
+        """Returns the encoder's pooled features; with `rng` dropout is on."""
+        assert self.vision is not None
+        keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
+        vision = {"params": gather(params["vision"])}
+        seen = self.vision.apply(vision, images, deterministic=rng is None, rngs=keys)
+        return cast(VisionOutput, seen).pooled
 
     def embed(
         self, params: Params, tokens: Int[Array | np.ndarray, "B S"], prefixes: Float[Array, "B I P D"] | None

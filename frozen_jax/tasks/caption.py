@@ -5,19 +5,25 @@ Metrics are in `metrics/captions.py`, generation in `api.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from frozen_jax.config import Config
+from frozen_jax.data.order import sample_indices
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.metrics.captions import bleu, cider_d, exact_match, rouge_l
 from frozen_jax.prompt import Image, fill, show
 from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
+
+MAJORITY_RECORDS = 20_000
+"""Training records among which the commonest caption is counted."""
 
 
-def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Captions every picture that has a reference caption, by the model and its controls.
 
     Raises:
@@ -38,6 +44,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
         "n": len(captioned),
         "without_reference": len(records) - len(captioned),
     }
+    samples: list[Sample] = []
     for name, model, table in list_views(models, images_of(captioned), seed=config.seed):
         texts = model.generate(
             prompts, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=table
@@ -46,7 +53,27 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
             record.id: text.strip() for record, text in zip(captioned, texts, strict=True)
         }
         figures[name] = score_captions(predictions, references)
-    return {"caption": figures}
+        if not samples:
+            truths = [record.captions for record in captioned]
+            hits = [exact_match(text, captions) for text, captions in zip(texts, truths, strict=True)]
+            pictures = images_of(captioned)
+            samples = collect_samples("caption", prompts, texts, truths, hits, pictures=pictures, seed=config.seed)
+    commonest = find_commonest_caption(config)
+    if commonest:
+        same = score_captions(dict.fromkeys(references, commonest), references)
+        figures["majority"] = {"caption": commonest, **same}
+    return Measured({"caption": figures}, samples)
+
+
+def find_commonest_caption(config: Config) -> str:
+    """Returns the caption that most training pictures have, the first of equally common ones; "" where none has one.
+
+    Counted on at most `MAJORITY_RECORDS` of the training records, drawn by the seed.
+    """
+    source = open_source(config.data.train, clean=config.data.clean)
+    drawn = sample_indices(config.seed, 0, 0, min(MAJORITY_RECORDS, len(source)), len(source))
+    counted = Counter(caption for index in sorted(drawn.tolist()) for caption in source.record(index).captions)
+    return counted.most_common(1)[0][0] if counted else ""
 
 
 def score_captions(

@@ -18,12 +18,13 @@ from frozen_jax.errors import UserError
 from frozen_jax.metrics.classification import top_k_accuracy
 from frozen_jax.prompt import Image, fill, show
 from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 LISTED = 20
 """Class names that a report shows."""
 
 
-def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Classifies a source's pictures among all classes that occur in it, by the model and its controls.
 
     Raises:
@@ -51,9 +52,15 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
         "chance": round(100 / len(classes), 2),
         "majority": round(100 * most / len(records), 2),
     }
+    samples: list[Sample] = []
     for name, model, table in list_views(models, images_of(records), seed=config.seed):
         scores = model.score(prompts, names, normalise=True, prefixes=table)
         figures[name] = {
             f"top_{k}": round(100 * top_k_accuracy(scores, targets, k=k), 2) for k in (1, 5) if k < len(classes)
         }
-    return {"classify": figures}
+        if not samples:
+            guesses = scores.argmax(axis=1)
+            answers, truths = [names[guess] for guess in guesses], [[names[target]] for target in targets]
+            hits, pictures = (guesses == targets).tolist(), images_of(records)
+            samples = collect_samples("classify", prompts, answers, truths, hits, pictures=pictures, seed=config.seed)
+    return Measured({"classify": figures}, samples)

@@ -25,37 +25,36 @@ from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, Prompt
 from frozen_jax.report import draw_samples
 from frozen_jax.tasks.controls import Models, list_views
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 
-def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Scores questions and captions by the model and its controls, and draws `samples.png`."""
     tests = QuestionSet(config)
     vqa: dict[str, Any] = {}
     caption: dict[str, Any] = {}
+    samples: list[Sample] = []
     # In the shuffled control each picture's questions are all about the same other picture.
     for name, model, prefixes in list_views(models, list(tests.images), seed=config.seed):
         vqa[name], answers = score_questions(model, tests, prefixes)
-        if name == "shuffled":
-            continue
-        figures, captions = score_captions(model, tests, prefixes)
-        if caption:
-            caption[f"{name}_exact_match"] = figures["exact_match"]
-        else:
-            caption = figures
+        caption[name], captions = score_captions(model, tests, prefixes)
+        if not samples:
+            samples = sample_questions(tests, answers) + sample_captions(tests, captions)
             if is_first():
                 draw_samples(directory / "samples.png", tests, captions, answers)
     vqa |= score_baselines(tests)
     vqa["text_oracle"] = score_text_oracle(models.seeing, tests)["accuracy"]
-    return {"vqa": vqa, "caption": caption, "decoding": describe_decoding(config)}
+    caption |= describe_captioned(tests)
+    return Measured({"vqa": vqa, "caption": caption, "decoding": describe_decoding(config)}, samples)
 
 
-def evaluate_scene_text(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate_scene_text(config: Config, models: Models, directory: Path) -> Measured:
     """Scores the text stage by descriptions in words, and saves its language model where `lm.path` can name it."""
     oracle = score_text_oracle(models.seeing, QuestionSet(config))["accuracy"]
     lm = models.seeing.network.lm
     if is_first():
         save_lm(directory / "lm", lm.config, models.seeing.params["lm"], models.seeing.tokenizer)
-    return {"vqa": {"text_oracle": oracle}, "decoding": describe_decoding(config)}
+    return Measured({"vqa": {"text_oracle": oracle}, "decoding": describe_decoding(config)}, [])
 
 
 def describe_decoding(config: Config) -> dict[str, Any]:
@@ -139,19 +138,54 @@ def score_captions(
     """Captions every test picture; exact match over those whose colour and shape are disclosed.
 
     A caption is an exact match when it is, letter for letter, one or several of the picture's reference wordings joined
-    by ". ". The chance level is that of the commonest scene.
+    by ". ".
     """
     captions = tests.ask(model, [(Image(row),) for row in range(len(tests.images))], prefixes)
     captions = [caption.strip() for caption in captions]
-    disclosed = [(row, scene) for row, scene in enumerate(tests.scenes) if scene]
-    hits = [matches_caption(captions[row], list_captions(*scene)) for row, scene in disclosed]
+    hits = [matches_caption(captions[row], list_captions(*scene)) for row, scene in list_disclosed(tests)]
+    return {"exact_match": round(100 * float(np.mean(hits)), 2)}, captions
+
+
+def list_disclosed(tests: QuestionSet) -> list[tuple[int, tuple[str, str]]]:
+    """Returns the pictures whose colour and shape their questions disclose, by row."""
+    return [(row, scene) for row, scene in enumerate(tests.scenes) if scene]
+
+
+def describe_captioned(tests: QuestionSet) -> dict[str, Any]:
+    """Returns the number of pictures whose captions are scored, and the chance level: that of the commonest scene."""
+    disclosed = list_disclosed(tests)
     commonest = Counter(scene for _, scene in disclosed).most_common(1)[0][1]
-    figures = {
-        "exact_match": round(100 * float(np.mean(hits)), 2),
-        "pictures": len(disclosed),
-        "chance": round(100 * commonest / len(disclosed), 2),
-    }
-    return figures, captions
+    return {"pictures": len(disclosed), "chance": round(100 * commonest / len(disclosed), 2)}
+
+
+def sample_questions(tests: QuestionSet, answers: Sequence[str]) -> list[Sample]:
+    """Chooses questions and answers for the picture page."""
+    questions = tests.questions
+    return collect_samples(
+        "questions",
+        [tests.prompt(question, Image(question.image_index)) for question in questions],
+        answers,
+        [[question.answer] for question in questions],
+        [vqa_accuracy(answer, [question.answer]) for answer, question in zip(answers, questions, strict=True)],
+        pictures=list(tests.images),
+        seed=tests.config.seed,
+    )
+
+
+def sample_captions(tests: QuestionSet, captions: Sequence[str]) -> list[Sample]:
+    """Chooses captions for the picture page."""
+    disclosed = list_disclosed(tests)
+    references = [list_captions(*scene) for _, scene in disclosed]
+    made = [captions[row] for row, _ in disclosed]
+    return collect_samples(
+        "captions",
+        [(Image(row),) for row, _ in disclosed],
+        made,
+        references,
+        [matches_caption(caption, truth) for caption, truth in zip(made, references, strict=True)],
+        pictures=list(tests.images),
+        seed=tests.config.seed,
+    )
 
 
 def matches_caption(caption: str, references: Sequence[str]) -> bool:

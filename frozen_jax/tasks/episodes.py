@@ -3,6 +3,8 @@
 A set is a folder, or a tar.gz of one, with `{task}_shots_{n}_ways_{m}_all_questions.json`, a list of objects with keys
 image_1 …, caption_1 …, question, question_image and answer, and the pictures that it names:
 `{task}_shots_{n}_ways_{m}_id_{x}_image_{i}.jpg` and `…_id_{x}_question.jpg`. Scoring is in `fewshot.py`.
+
+Sets made here have a file more, `…_descriptions.json`, an object from a picture's file name to what it shows in words.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from frozen_jax.api import Picture
 from frozen_jax.errors import UserError
 
 SUFFIX = "_all_questions.json"
+DESCRIPTIONS = "_descriptions.json"
 
 
 class Episode(NamedTuple):
@@ -30,6 +33,7 @@ class Episode(NamedTuple):
         question: text after the question's picture.
         question_image: its picture.
         answer: the only right one.
+        descriptions: what the pictures show, in words: those of the support set, then the question's; () if unknown.
     """
 
     images: tuple[Picture, ...]
@@ -37,6 +41,7 @@ class Episode(NamedTuple):
     question: str
     question_image: Picture
     answer: str
+    descriptions: tuple[str, ...] = ()
 
 
 class EpisodeSet(NamedTuple):
@@ -74,14 +79,17 @@ def read_episodes(path: str | Path, *, ways: int, shots: int, most: int = 0) -> 
     name, text, archived = _find_in_folder(root, ending) if root.is_dir() else _find_in_archive(root, ending)
     rows = _parse(text, name, pictures=shots * ways)[: most or None]
     wanted = {file for row in rows for key, file in row.items() if _is_picture(key)}
+    words = name.removesuffix(SUFFIX) + DESCRIPTIONS
     found: Mapping[str, Picture]
     if archived:
-        found = _read_members(root, wanted)
+        found = _read_members(root, wanted | {words})
     else:
-        found = {file: root / file for file in wanted if (root / file).is_file()}
+        found = {file: root / file for file in wanted | {words} if (root / file).is_file()}
     for file in sorted(wanted - set(found)):
         raise UserError(f"{root}: has no {file}, which {name} names; unpack or fetch the set again")
+    described = _parse_descriptions(found[words], words, wanted) if words in found else {}
     numbers = range(1, shots * ways + 1)
+    pictures = [*(f"image_{number}" for number in numbers), "question_image"]
     episodes = [
         Episode(
             images=tuple(found[row[f"image_{number}"]] for number in numbers),
@@ -89,6 +97,7 @@ def read_episodes(path: str | Path, *, ways: int, shots: int, most: int = 0) -> 
             question=row["question"],
             question_image=found[row["question_image"]],
             answer=row["answer"],
+            descriptions=tuple(described[row[key]] for key in pictures) if described else (),
         )
         for row in rows
     ]
@@ -106,6 +115,7 @@ def write_episodes(out: str | Path, *, task: str, ways: int, shots: int, episode
     out = Path(out)
     stem = f"{task}_shots_{shots}_ways_{ways}"
     files: dict[str, bytes] = {}
+    described: dict[str, str] = {}
     rows = []
     for index, episode in enumerate(episodes):
         row: dict[str, str] = {}
@@ -114,8 +124,13 @@ def write_episodes(out: str | Path, *, task: str, ways: int, shots: int, episode
             files[row[f"image_{number}"]] = _as_bytes(image)
         row |= {"question": episode.question, "question_image": f"{stem}_id_{index}_question.jpg"}
         files[row["question_image"]] = _as_bytes(episode.question_image)
+        if episode.descriptions:
+            pictures = [file for key, file in row.items() if _is_picture(key)]
+            described |= dict(zip(pictures, episode.descriptions, strict=True))
         rows.append(row | {"answer": episode.answer})
-    files[f"{stem}{SUFFIX}"] = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
+    files[f"{stem}{SUFFIX}"] = _as_json(rows)
+    if described:
+        files[f"{stem}{DESCRIPTIONS}"] = _as_json(described)
     archived = out.name.endswith((".tar.gz", ".tgz"))
     taken = [out] if archived else [out / name for name in files]
     if any(file.exists() for file in taken):
@@ -130,6 +145,10 @@ def write_episodes(out: str | Path, *, task: str, ways: int, shots: int, episode
                 (out / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"--out={out}: cannot be written ({error.strerror}); name another place") from error
+
+
+def _as_json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _as_bytes(picture: Picture) -> bytes:
@@ -210,6 +229,18 @@ def _read_members(root: Path, wanted: set[str]) -> dict[str, Picture]:
 
 def _is_picture(key: str) -> bool:
     return key == "question_image" or key.startswith("image_")
+
+
+def _parse_descriptions(file: Picture, name: str, pictures: set[str]) -> dict[str, str]:
+    text = file.read_bytes() if isinstance(file, Path) else _as_bytes(file)
+    try:
+        described = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not JSON ({error}); remove it or make the set again") from error
+    for picture in sorted(pictures):
+        if not isinstance(described, dict) or not isinstance(described.get(picture), str):
+            raise UserError(f"{name}: has no words about {picture}; remove it or make the set again")
+    return {picture: described[picture] for picture in pictures}
 
 
 def _parse(text: bytes, name: str, *, pictures: int) -> list[dict[str, str]]:

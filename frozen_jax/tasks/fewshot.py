@@ -4,6 +4,8 @@
 
 Open-Ended and Real-Name miniImageNet, Fast-VQA and Guided-VQA in their released format (`episodes.py`). Accuracies in
 percent: strict = what is written before the stop mark is the answer, and a stop mark came; lenient = the answer occurs.
+Where the set says in words what its pictures show, `text_oracle` is the language model's own accuracy on the same
+prompts with those words in the pictures' places: the ceiling.
 """
 
 from __future__ import annotations
@@ -14,18 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from frozen_jax.api import Picture
+from frozen_jax.api import Model, Picture
 from frozen_jax.config import Config
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import FewShotSettings
+from frozen_jax.language_model import save_lm
 from frozen_jax.metrics.vqa import normalise_answer
+from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, Prompt, fill, show
 from frozen_jax.stopping import Completion
 from frozen_jax.tasks.controls import Models, View, list_views
 from frozen_jax.tasks.episodes import Episode, read_episodes
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 
-def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Runs the whole grid by the model and its controls, each on the same episodes.
 
     Raises:
@@ -37,22 +42,54 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
         "episodes": settings.episodes,
         "stop": [*settings.stop, f"{config.evaluate.max_new_tokens} tokens"],
     }
+    samples: list[Sample] = []
     for ways in settings.ways:
         for shots in settings.inner_shots:
             found = read_episodes(settings.episodes, ways=ways, shots=shots, most=config.evaluate.examples)
             figures["task"] = found.task
-            views = list_views(models, list_pictures(found.episodes), seed=config.seed)
+            views = []
+            if models.seeing.network.vision is not None:
+                views = list_views(models, list_pictures(found.episodes), seed=config.seed)
             for repeats in settings.repeats:
                 for induced in settings.induction:
                     name = f"ways_{ways}_shots_{shots}_repeats_{repeats}{'_induction' if induced else ''}"
-                    figures[name] = measure(config, views, found.episodes, repeats=repeats, induced=induced)
-    return {"fewshot": figures}
+                    point = measure(
+                        config, models.seeing, views, found.episodes, repeats=repeats, induced=induced, title=name
+                    )
+                    figures[name] = point.figures
+                    samples += point.samples
+    return Measured({"fewshot": figures}, samples)
+
+
+def evaluate_text(config: Config, models: Models, directory: Path) -> Measured:
+    """Runs the grid by the text oracle alone, and saves its language model where `lm.path` can name it."""
+    if is_first():
+        model = models.seeing
+        save_lm(directory / "lm", model.network.lm.config, model.params["lm"], model.tokenizer)
+    return evaluate(config, models, directory)
 
 
 def measure(
-    config: Config, views: Sequence[View], episodes: Sequence[Episode], *, repeats: int, induced: bool
-) -> dict[str, Any]:
-    """Scores one point of the grid."""
+    config: Config,
+    model: Model,
+    views: Sequence[View],
+    episodes: Sequence[Episode],
+    *,
+    repeats: int,
+    induced: bool,
+    title: str,
+) -> Measured:
+    """Scores one point of the grid.
+
+    Args:
+        config: the run.
+        model: whose language model is the text oracle.
+        views: the model and its controls.
+        episodes: the same for all.
+        repeats: extra presentations of the support set.
+        induced: begin with the text that says what the task is.
+        title: of the samples.
+    """
     settings = config.evaluate.fewshot
     prompts, first = [], 0
     for episode in episodes:
@@ -65,16 +102,35 @@ def measure(
         "chance": percent([chance_of(episode, settings) for episode in episodes]),
         "majority": round(100 * commonest / len(episodes), 2),
     }
-    for view in views:
-        made = view.model.complete(
-            prompts, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=view.table
+    asked: list[tuple[str, Model, list[Prompt], Any]] = [(view.name, view.model, prompts, view.table) for view in views]
+    if all(episode.descriptions for episode in episodes):
+        asked.append(("text_oracle", model, describe_pictures(prompts, episodes, config.data.caption_format), None))
+    samples: list[Sample] = []
+    for name, answering, shown, table in asked:
+        made = answering.complete(
+            shown, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=table
         )
         pairs = [(completion, episode.answer) for completion, episode in zip(made, episodes, strict=True)]
-        figures[view.name] = {
+        figures[name] = {
             "strict": percent([is_strict(completion, answer) for completion, answer in pairs]),
             "lenient": percent([is_lenient(completion, answer) for completion, answer in pairs]),
         }
-    return figures
+        samples = samples or collect_samples(
+            title,
+            prompts,
+            [completion.text for completion in made],
+            [[episode.answer] for episode in episodes],
+            [is_strict(completion, answer) for completion, answer in pairs],
+            pictures=list_pictures(episodes),
+            seed=config.seed,
+        )
+    return Measured(figures, samples)
+
+
+def describe_pictures(prompts: Sequence[Prompt], episodes: Sequence[Episode], template: str) -> list[Prompt]:
+    """Returns the prompts with what each picture shows in words, as in the text stage, in the picture's place."""
+    words = [template.format(caption=text) for episode in episodes for text in episode.descriptions]
+    return [tuple(words[part.row] if isinstance(part, Image) else part for part in prompt) for prompt in prompts]
 
 
 def list_pictures(episodes: Sequence[Episode]) -> list[Picture]:

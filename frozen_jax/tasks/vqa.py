@@ -23,6 +23,7 @@ from frozen_jax.evaluate_settings import VQASettings
 from frozen_jax.metrics.vqa import summarise_accuracy, vqa_accuracy
 from frozen_jax.prompt import Image, Prompt, fill, show
 from frozen_jax.tasks.controls import Models, View, images_of, list_views, read_records, source_line, summarise_seeds
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 
 class Asked(NamedTuple):
@@ -40,7 +41,7 @@ class Pool(NamedTuple):
     first_row: int
 
 
-def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[str, Any]]:
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Asks every question, for each number of shots, by the model and its controls.
 
     The controls get the same shots: similar ones are chosen by what the seeing model sees.
@@ -57,7 +58,8 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
         raise UserError(f"evaluate.vqa.source={line!r} has no questions with answers; name another source")
     records = records[: asked[-1].row + 1]
     pool = read_pool(config, first_row=len(records)) if max(settings.shots) else Pool([], len(records))
-    views = list_views(models, images_of([*records, *pool.records]), seed=config.seed)
+    pictures = images_of([*records, *pool.records])
+    views = list_views(models, pictures, seed=config.seed)
     majority = commonest_answer([q for record in pool.records or records for q in list_answered(record)])
     figures: dict[str, Any] = {
         "source": line,
@@ -71,6 +73,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
             "counted_on": "shot_pool" if pool.records else "these questions",
         },
     }
+    samples: list[Sample] = []
     for count in settings.shots:
         seeds = range(config.evaluate.seeds) if count else range(1)
         shots = [choose_shots(asked, pool, count, settings, table=views[0].table, seed=seed) for seed in seeds]
@@ -79,24 +82,45 @@ def evaluate(config: Config, models: Models, directory: Path) -> dict[str, dict[
             row |= {"shot": settings.shot_format, "shots_from": settings.shot_source or config.data.train}
             row |= {"shot_choice": settings.shot_choice, "seeds": len(shots)}
         for view in views:
-            row[view.name] = measure(config, view, asked, shots)
+            row[view.name], answers = measure(config, view, asked, shots)
+            if view is views[0]:
+                samples += collect_samples(
+                    f"shots_{count}",
+                    [make_prompt(query, before, settings) for query, before in zip(asked, shots[0], strict=True)],
+                    answers,
+                    [query.question.answers for query in asked],
+                    [
+                        vqa_accuracy(answer, query.question.answers)
+                        for answer, query in zip(answers, asked, strict=True)
+                    ],
+                    pictures=pictures,
+                    seed=config.seed,
+                )
         figures[f"shots_{count}"] = row
-    return {"vqa": figures}
+    return Measured({"vqa": figures}, samples)
 
 
-def measure(config: Config, view: View, asked: Sequence[Asked], shots: Sequence[list[list[Asked]]]) -> dict[str, Any]:
-    """Accuracy over all questions: mean and spread over the choices of shots, and by answer type (mean)."""
+def measure(
+    config: Config, view: View, asked: Sequence[Asked], shots: Sequence[list[list[Asked]]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Accuracy over all questions: mean and spread over the choices of shots, and by answer type (mean).
+
+    Returns also the answers after the first choice of shots.
+    """
     settings = config.evaluate.vqa
-    scores = []
+    scores: list[dict[str, float]] = []
+    first: list[str] = []
     for chosen in shots:
         prompts = [make_prompt(query, before, settings) for query, before in zip(asked, chosen, strict=True)]
         answers = view.model.generate(
             prompts, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=view.table
         )
         scores.append(score_answers(answers, asked))
+        first = first or answers
     kinds = [kind for kind in scores[0] if kind not in ("overall", "")]
     by_type = {kind: round(float(np.mean([score[kind] for score in scores])), 2) for kind in kinds}
-    return summarise_seeds([score["overall"] for score in scores]) | ({"by_type": by_type} if by_type else {})
+    summary = summarise_seeds([score["overall"] for score in scores]) | ({"by_type": by_type} if by_type else {})
+    return summary, first
 
 
 def make_prompt(query: Asked, shots: Sequence[Asked], settings: VQASettings) -> Prompt:

@@ -4,7 +4,8 @@
         --count=200 --seed=0
 
 Writes the format of the paper's released sets (`tasks/episodes.py`): open-ended episodes, in which a class is called
-"dax" or "blicket", or with --real_names by its own name. The same arguments give the same bytes.
+"dax" or "blicket", or with --real_names by its own name. What each picture shows, its tags, stands in a file beside.
+The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import PIL.Image
 
+from frozen_jax.data.binding import PAPER_NAMES
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.order import sample_rng
 from frozen_jax.data.records import Source, class_of
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.tasks.episodes import Episode, write_episodes
-
-NEW_NAMES = ("dax", "blicket", "slation", "perpo", "shously")
-"""Names that no class has, in the paper's order: m-way episodes use the first m."""
 
 QUESTION = "Q: What is this? A: This is a"
 QUALITY = 95
@@ -55,7 +54,7 @@ def draw_episode(
     No picture occurs twice in an episode, and each class is as likely to be asked about as any other.
     """
     chosen = [list(classes)[place] for place in rng.choice(len(classes), size=ways, replace=False)]
-    names = chosen if real_names else NEW_NAMES[:ways]
+    names = chosen if real_names else PAPER_NAMES[:ways]
     asked = int(rng.integers(ways))
     support: list[tuple[int, str]] = []
     query = -1
@@ -84,8 +83,8 @@ def make_episodes(
     Raises:
         UserError: a number out of range, or too few classes with enough pictures.
     """
-    if not real_names and ways > len(NEW_NAMES):
-        raise UserError(f"--ways={ways}: there are {len(NEW_NAMES)} new names; take fewer ways or --real_names")
+    if not real_names and ways > len(PAPER_NAMES):
+        raise UserError(f"--ways={ways}: there are {len(PAPER_NAMES)} new names; take fewer ways or --real_names")
     if ways < 2 or shots < 1 or count < 1:
         raise UserError(f"--ways={ways} --shots={shots} --count={count}: at least 2, 1 and 1 make an episode")
     classes = list_classes(source, tag=tag, shots=shots)
@@ -111,7 +110,8 @@ def make_episodes(
         support, query, answer = draw_episode(classes, ways=ways, shots=shots, real_names=real_names, rng=rng)
         images = tuple(encode(record) for record, _ in support)
         captions = tuple(f"This is a {name}." for _, name in support)
-        episodes.append(Episode(images, captions, QUESTION, encode(query), answer))
+        descriptions = tuple(class_of(source.record(record), tag=-1) for record in (*(r for r, _ in support), query))
+        episodes.append(Episode(images, captions, QUESTION, encode(query), answer, descriptions))
     return episodes
 
 

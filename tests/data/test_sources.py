@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frozen_jax.config import DataSettings
 from frozen_jax.data.cleaning import CleanOptions
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.loading import load_all
 from frozen_jax.data.records import MemorySource, Record, RecordError
 from frozen_jax.data.sources import KINDS, Mixture, open_source, open_splits
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 
 COLOURS = ("red", "green", "blue", "black")

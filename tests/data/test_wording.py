@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from frozen_jax.config import DataSettings
 from frozen_jax.data.records import Question, Record
 from frozen_jax.data.text import Text
 from frozen_jax.data.wording import word_rows
+from frozen_jax.data_settings import DataSettings
 
 PICTURE = np.zeros((2, 2, 3), np.uint8)
 ASKED = (Question("what color?", ("red",)),)

@@ -5,11 +5,13 @@ import json
 import pytest
 from PIL import Image as Pillow
 
-from frozen_jax.config import Config, DataSettings
+from frozen_jax.config import Config
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import CaptionSettings, ClassifySettings, EvaluateSettings
 from frozen_jax.metrics.captions import cider_d
 from frozen_jax.tasks import caption, classify
+from frozen_jax.tasks.caption import score_captions
 from frozen_jax.tasks.controls import Models
 from tests.tasks.seers import Seer, paint
 
@@ -31,8 +33,8 @@ def reds(tmp_path):
 def test_captions_with_controls(reds, tmp_path):
     say = lambda parts: f" {WORDS.get(int(parts[0]), 'nothing')}"  # noqa: E731
     models = Models(Seer(say), Seer(say, blind=True))
-    config = Config(data=DataSettings(validation=reds), evaluate=EvaluateSettings(task="caption"))
-    figures = caption.evaluate(config, models, tmp_path)["caption"]
+    config = Config(data=DataSettings(train=reds, validation=reds), evaluate=EvaluateSettings(task="caption"))
+    figures = caption.evaluate(config, models, tmp_path).figures["caption"]
     assert (figures["n"], figures["without_reference"], figures["prompt"]) == (4, 1, "[img]")
     references = {str(n): [text, "red"] for n, text in enumerate(WORDS.values())}
     expected = 100 * cider_d({name: texts[0] for name, texts in references.items()}, references)
@@ -44,6 +46,8 @@ def test_captions_with_controls(reds, tmp_path):
     }
     assert figures["shuffled"]["exact_match"] == figures["blind"]["exact_match"] == 0.0
     assert figures["shuffled"]["cider_d"] < figures["seeing"]["cider_d"] > 100
+    same = score_captions(dict.fromkeys(references, "red"), references)
+    assert figures["majority"] == {"caption": "red", **same} and same["exact_match"] == 100.0 > same["cider_d"]
 
 
 def test_captions_need_references(reds, tmp_path):
@@ -65,7 +69,7 @@ def make_config(source, *, examples=0, **settings):
 def test_classes_by_score(reds, tmp_path):
     """A score that is the higher the nearer the named shade is to the picture's."""
     models = Models(Seer(lambda parts, name: -abs(parts[0] - int(name))), Seer(lambda parts, name: 0.0, blind=True))
-    figures = classify.evaluate(make_config(reds, tag=1), models, tmp_path)["classify"]
+    figures = classify.evaluate(make_config(reds, tag=1), models, tmp_path).figures["classify"]
     assert (figures["classes"], figures["class_names"]) == (4, ["10", "170", "250", "90"])
     assert (figures["n"], figures["chance"], figures["majority"]) == (5, 25.0, 40.0)
     assert (figures["prompt"], figures["names"]) == ("[img] This is a", " {name}")
@@ -75,7 +79,9 @@ def test_classes_by_score(reds, tmp_path):
 
 
 def test_all_classes_count_whatever_is_examined(reds, tmp_path):
-    figures = classify.evaluate(make_config(reds, examples=1), Models(Seer(lambda *_: 0.0)), tmp_path)["classify"]
+    figures = classify.evaluate(make_config(reds, examples=1), Models(Seer(lambda *_: 0.0)), tmp_path).figures[
+        "classify"
+    ]
     assert figures["classes"] == 4 and figures["n"] == 1 and figures["class_names"][0] == "red 10"
 
 

@@ -47,9 +47,10 @@ def episodes(classes, tmp_path_factory):
 
 def test_the_released_format(episodes):
     names = {file.name for file in episodes.iterdir() if file.name.startswith(STEM)}
-    assert len(names) == 12 * 7 + 1
+    assert len(names) == 12 * 7 + 2
     rows = json.loads((episodes / f"{STEM}_all_questions.json").read_text())
     assert isinstance(rows, list) and len(rows) == 12
+    described = json.loads((episodes / f"{STEM}_descriptions.json").read_text())  # beside the released file
     numbers = range(1, 7)
     keys = (
         {f"image_{n}" for n in numbers} | {f"caption_{n}" for n in numbers} | {"question", "question_image", "answer"}
@@ -64,6 +65,8 @@ def test_the_released_format(episodes):
         shades = {row[f"caption_{n}"]: red_of(episodes / row[f"image_{n}"]) for n in numbers}
         assert shades[f"This is a {row['answer']}."] == red_of(episodes / row["question_image"])
         assert len(set(shades.values())) == 3
+        pictures = [row["question_image"], *(row[f"image_{n}"] for n in numbers)]
+        assert [REDS[described[picture]] for picture in pictures] == [red_of(episodes / file) for file in pictures]
     assert {row["answer"] for row in rows} == {"dax", "blicket", "slation"}
     with Pillow.open(episodes / f"{STEM}_id_0_question.jpg") as picture:
         assert picture.format == "JPEG" and picture.size == (16, 16)
@@ -97,6 +100,7 @@ def test_the_same_arguments_give_the_same_bytes(classes, tmp_path, monkeypatch):
 def test_an_archive_reads_as_its_folder(classes, tmp_path):
     folder = read_episodes(make(classes, tmp_path / "set", "--size=8"), ways=3, shots=2, most=5)
     archive = read_episodes(make(classes, tmp_path / "set.tar.gz", "--size=8"), ways=3, shots=2, most=5)
+    assert [one.descriptions for one in folder.episodes] == [one.descriptions for one in archive.episodes]
     assert folder.task == archive.task == "open_ended_mi" and len(archive.episodes) == 5
     for one, other in zip(folder.episodes, archive.episodes, strict=True):
         assert [path.read_bytes() for path in one.images] == list(other.images)
@@ -111,6 +115,37 @@ def bind(parts):
     return parts[like[0] + 1].removeprefix(" This is a ").removesuffix(".") if like else "nothing"
 
 
+def bind_words(parts):
+    """Binds as `bind` does, by the words that stand where the pictures would."""
+    places = [place for place, part in enumerate(parts) if part.startswith(" ") and part.strip() in REDS]
+    (name,) = {parts[place + 1] for place in places[:-1] if parts[place] == parts[places[-1]]}
+    return name.removeprefix(" This is a ").removesuffix(".")
+
+
+def test_the_text_oracle_reads_words_in_the_pictures_places(episodes, tmp_path):
+    """It is asked the same prompts with each picture's own words, also of a text-only model; without words, it is not
+    asked."""
+    config = make_config(episodes, ways=(3,), inner_shots=(2,), repeats=(1,), induction=(True,))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, caption_format=" {caption}"))
+    oracle = Seer(lambda parts: bind(parts) if any(isinstance(part, float) for part in parts) else bind_words(parts))
+    figures = fewshot.evaluate(config, Models(oracle), tmp_path).figures["fewshot"][
+        "ways_3_shots_2_repeats_1_induction"
+    ]
+    assert figures["text_oracle"] == {"strict": 100.0, "lenient": 100.0}
+    seen, told = oracle.asked[0], oracle.asked[-1]
+    for one, other in zip(seen, told, strict=True):
+        words = [REDS[word.strip()] if isinstance(part, float) else word for part, word in zip(one, other, strict=True)]
+        assert words == list(one)
+    bare = tmp_path / "bare"
+    shutil.copytree(episodes, bare)
+    (bare / f"{STEM}_descriptions.json").unlink()
+    config = make_config(bare, ways=(3,), inner_shots=(2,))
+    assert (
+        "text_oracle"
+        not in fewshot.evaluate(config, Models(Seer(bind)), tmp_path).figures["fewshot"]["ways_3_shots_2_repeats_0"]
+    )
+
+
 def make_config(episodes, **settings):
     fewshot_settings = FewShotSettings(episodes=str(episodes), **settings)
     return Config(evaluate=EvaluateSettings(task="fewshot", fewshot=fewshot_settings))
@@ -119,7 +154,8 @@ def make_config(episodes, **settings):
 def test_the_whole_grid_with_controls(episodes, tmp_path):
     models = Models(Seer(bind), Seer(bind, blind=True))
     config = make_config(episodes, ways=(2,), inner_shots=(1,), repeats=(0, 2))
-    figures = fewshot.evaluate(config, models, tmp_path)["fewshot"]
+    figures, samples = fewshot.evaluate(config, models, tmp_path)
+    figures = figures["fewshot"]
     points = [f"ways_2_shots_1_repeats_{n}{i}" for n in (0, 2) for i in ("", "_induction")]
     assert set(points) == {name for name in figures if name.startswith("ways_")}
     assert figures["task"] == "open_ended_mi" and figures["stop"] == ["[eos]", ".", "\n", "Q:", "20 tokens"]
@@ -136,6 +172,8 @@ def test_the_whole_grid_with_controls(episodes, tmp_path):
         # Blind, all pictures look alike, and the rule answers with the first name.
         assert 0 < figures[point]["blind"]["strict"] < 100
         assert figures[point]["shuffled"]["strict"] < 100
+    assert {sample.group for sample in samples} == set(points) and {sample.score for sample in samples} == {1.0}
+    assert sum(not isinstance(part, str) for part in samples[0].prompt) == 3
     shades = models.seeing.asked[0][1][::2]  # rows of the second episode are its own pictures
     assert shades == tuple(red_of(episodes / second[key]) for key in ("image_1", "image_2", "question_image"))
 
@@ -143,7 +181,7 @@ def test_the_whole_grid_with_controls(episodes, tmp_path):
 def test_more_ways_and_real_names(classes, tmp_path):
     out = make(classes, tmp_path / "set", "--size=8", "--real_names", ways=4, shots=1)
     config = make_config(out, ways=(4,), induction=(True,))
-    figures = fewshot.evaluate(config, Models(Seer(bind)), tmp_path)["fewshot"]
+    figures = fewshot.evaluate(config, Models(Seer(bind)), tmp_path).figures["fewshot"]
     point = figures["ways_4_shots_1_repeats_0_induction"]
     assert figures["task"] == "real_name_mi" and point["chance"] == 25.0
     assert point["seeing"]["strict"] == 100.0
@@ -202,6 +240,7 @@ def damage(folder, change):
         (lambda rows: rows[1].update(image_1="../x.jpg"), r"episode 1 has image_1='\.\./x\.jpg'"),
         (lambda rows: rows[1].update(question_image="x.jpg"), r"has no x\.jpg, which open_ended_mi"),
         (lambda rows: rows.clear(), r"must hold a list of episodes"),
+        (lambda rows: rows[0].update(image_1=f"{STEM}_descriptions.json"), r"has no words about"),
     ],
 )
 def test_damaged_sets_are_named(episodes, tmp_path, change, message):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from frozen_jax.config import Config, DataSettings
+from frozen_jax.config import Config
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, VQASettings
 from frozen_jax.tasks import vqa
 from frozen_jax.tasks.controls import Models, shuffle_without_fixed_points
-from tests.tasks.seers import Seer, paint
+from tests.tasks.seers import Seer, paint, red_of
 
 QUERY, SHOT = " Question: how red? Answer:", " Question: how red? Answer: {}\n"
 
@@ -43,7 +44,11 @@ def reds(tmp_path):
 
 def test_zero_shot_with_controls(reds, tmp_path):
     models = Models(Seer(name_red), Seer(name_red, blind=True))
-    figures = vqa.evaluate(make_config(reds), models, tmp_path)["vqa"]
+    figures, samples = vqa.evaluate(make_config(reds), models, tmp_path)
+    figures = figures["vqa"]
+    assert [(red_of(sample.prompt[1]), sample.answer, sample.truths, sample.score) for sample in samples] == [
+        (red, f" {red}", (f"{red}",), 1.0) for red in (10, 50, 90, 130, 170, 210)
+    ]
     assert figures["n"] == 6 and figures["stop"] == ["[eos]", "\n", "Question:", "20 tokens"]
     assert figures["majority"] == {"answer": "10", "accuracy": 16.67, "counted_on": "these questions"}
     row = figures["shots_0"]
@@ -56,7 +61,7 @@ def test_zero_shot_with_controls(reds, tmp_path):
 def test_shots_are_other_pictures_and_the_same_for_every_control(reds, tmp_path):
     models = Models(Seer(name_red), Seer(name_red, blind=True))
     config = make_config(reds, shots=(0, 3))
-    row = vqa.evaluate(config, models, tmp_path)["vqa"]["shots_3"]
+    row = vqa.evaluate(config, models, tmp_path).figures["vqa"]["shots_3"]
     seeing, shuffled, blind = models.seeing.asked[2:5], models.seeing.asked[5:], models.blind.asked[1:]
     assert len(seeing) == len(shuffled) == len(blind) == row["seeds"] == 3
     for prompts in seeing:
@@ -91,9 +96,9 @@ def test_fixed_shots_are_one_draw_a_seed_without_the_question_s_own_picture(reds
 def test_spread_over_seeds_by_hand(reds, tmp_path):
     """A model that copies the first shot's shade is right where a draw happens to begin with a like one: never."""
     lucky = iter([" 10", " 50"] + [" 0"] * 4 + [" 10"] + [" 0"] * 5 + [" 10", " 50", " 90"] + [" 0"] * 3)
-    figures = vqa.evaluate(make_config(reds, shots=(1,)), Models(Seer(lambda parts: next(lucky, " 0"))), tmp_path)
+    measured = vqa.evaluate(make_config(reds, shots=(1,)), Models(Seer(lambda parts: next(lucky, " 0"))), tmp_path)
     expected = {"accuracy": 33.33, "spread": 16.67, "by_seed": [33.33, 16.67, 50.0]}
-    assert figures["vqa"]["shots_1"]["seeing"] == expected
+    assert measured.figures["vqa"]["shots_1"]["seeing"] == expected
 
 
 def test_similar_shots_are_the_nearest_with_the_nearest_last(tmp_path):
@@ -123,7 +128,7 @@ def test_ten_answers_and_types_by_the_official_rule(tmp_path):
     ]
     (tmp_path / "a.json").write_text(json.dumps({"annotations": rows}))
     source = f"vqa:{tmp_path}/q.json?root={tmp_path}&annotations={tmp_path}/a.json"
-    row = vqa.evaluate(make_config(source), Models(Seer(name_red)), tmp_path)["vqa"]["shots_0"]
+    row = vqa.evaluate(make_config(source), Models(Seer(name_red)), tmp_path).figures["vqa"]["shots_0"]
     assert row["seeing"] == {"accuracy": 95.0, "by_type": {"number": 90.0, "other": 100.0}}
     assert "shuffled" not in row  # one picture has no other
 
@@ -131,7 +136,7 @@ def test_ten_answers_and_types_by_the_official_rule(tmp_path):
 def test_examples_limits_questions(reds, tmp_path):
     config = make_config(reds)
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, examples=2))
-    assert vqa.evaluate(config, Models(Seer(name_red)), tmp_path)["vqa"]["n"] == 2
+    assert vqa.evaluate(config, Models(Seer(name_red)), tmp_path).figures["vqa"]["n"] == 2
 
 
 def test_what_cannot_be_asked_is_refused(reds, tmp_path):

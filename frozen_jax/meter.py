@@ -1,0 +1,146 @@
+"""How fast an evaluation goes: the calls of one model, timed where they are made. Used by `evaluate.py`.
+
+A task asks a `MeteredModel` as any other model, and need not know of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax.monitoring
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from frozen_jax.api import Model, Picture, PromptParts
+from frozen_jax.flops import count_answer
+from frozen_jax.prompt import Image
+from frozen_jax.stopping import Completion
+from frozen_jax.throughput import read_peak_memory
+
+_COMPILING = "/jax/core/compile/"
+"""Begins the names of the durations that JAX reports of tracing, lowering and compiling."""
+
+
+@dataclasses.dataclass
+class Meter:
+    """Sums over calls.
+
+    Attributes:
+        seconds: in calls, compilation included.
+        compile_s: of these, tracing and compiling.
+        examples: prompts asked; equal ones count each.
+        positions: of these prompts, words and image slots.
+        pictures: different ones in each prompt.
+        new_tokens: made, or, where given texts are scored, read after a prompt.
+    """
+
+    seconds: float = 0.0
+    compile_s: float = 0.0
+    examples: int = 0
+    positions: int = 0
+    pictures: int = 0
+    new_tokens: int = 0
+    _running: bool = False
+
+    @contextlib.contextmanager
+    def time(self) -> Iterator[None]:
+        """Times the body, unless it is already inside one that is timed."""
+        if self._running:
+            yield
+            return
+
+        def listen(event: str, duration_secs: float, **_: str | int) -> None:
+            self.compile_s += duration_secs if event.startswith(_COMPILING) else 0.0
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        start, self._running = time.monotonic(), True
+        try:
+            yield
+        finally:
+            self.seconds, self._running = self.seconds + time.monotonic() - start, False
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    def summarise(self, model: Model) -> dict[str, Any]:
+        """Returns the figures for the report, none where nothing was asked.
+
+        Returns:
+            `examples` asked in all and, compilation left out, `examples_per_s` and `tokens_per_s`, a token being a
+            position of a prompt or a new word; `compile_s`; `flops_per_example`: `flops.count_answer` of a prompt by
+            itself that is as long as they are on average; `peak_device_memory_bytes` where the device tells.
+        """
+        if not self.examples:
+            return {}
+        running_s = max(self.seconds - self.compile_s, 1e-9)
+        flops = count_answer(
+            model.network,
+            model.params,
+            pictures=self.pictures / self.examples,
+            image_size=model.images.size,
+            positions=round(self.positions / self.examples),
+            new_tokens=round(self.new_tokens / self.examples),
+        )
+        memory = read_peak_memory()
+        return {
+            "examples": self.examples,
+            "examples_per_s": round(self.examples / running_s, 2),
+            "tokens_per_s": round((self.positions + self.new_tokens) / running_s, 1),
+            "compile_s": round(self.compile_s, 2),
+            "flops_per_example": round(flops),
+            **({"peak_device_memory_bytes": memory} if memory else {}),
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeteredModel(Model):
+    """A model whose calls are timed and counted."""
+
+    meter: Meter = dataclasses.field(default_factory=Meter)
+
+    @classmethod
+    def wrap(cls, model: Model) -> MeteredModel:
+        """Returns the same model with a meter that stands at 0."""
+        return cls(**{field.name: getattr(model, field.name) for field in dataclasses.fields(Model)})
+
+    def complete(self, prompts: Sequence[PromptParts], **options: Any) -> list[Completion]:
+        """As `Model.complete`; `generate` comes here too."""
+        with self.meter.time():
+            made = super().complete(prompts, **options)
+        self._count(prompts)
+        self.meter.new_tokens += sum(completion.new_tokens for completion in made)
+        return made
+
+    def score(self, prompts: Sequence[PromptParts], continuations: Any, **options: Any) -> Float32[np.ndarray, "B C"]:
+        """As `Model.score`."""
+        with self.meter.time():
+            scores = super().score(prompts, continuations, **options)
+        self._count(prompts)
+        shared = isinstance(continuations[0], str)
+        lists = [continuations] * len(prompts) if shared else continuations
+        self.meter.new_tokens += sum(self._length(text) for texts in lists for text in texts)
+        return scores
+
+    def embed_image(self, images: Sequence[Picture] | UInt8[np.ndarray, "R h w 3"]) -> Float32[np.ndarray, "R P D"]:
+        """As `Model.embed_image`."""
+        with self.meter.time():
+            return super().embed_image(images)
+
+    def _count(self, prompts: Sequence[PromptParts]) -> None:
+        pictures = [[part for part in prompt if not isinstance(part, str)] for prompt in prompts]
+        self.meter.examples += len(prompts)
+        self.meter.pictures += sum(
+            len({part.row if isinstance(part, Image) else id(part) for part in one}) for one in pictures
+        )
+        self.meter.positions += self.bos * len(prompts) + self.network.prefix_length * sum(map(len, pictures))
+        self.meter.positions += sum(
+            self._length(part) for prompt in prompts for part in prompt if isinstance(part, str)
+        )
+
+    @functools.cached_property
+    def _length(self) -> Callable[[str], int]:
+        """Number of tokens of a text; texts come again and again."""
+        return functools.lru_cache(maxsize=65536)(lambda text: len(self.tokenizer.encode(text)))
