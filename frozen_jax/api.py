@@ -5,18 +5,19 @@
     model.generate([[pathlib.Path("a.png"), " Question: what shape is present? Answer:"]])
 
 Calls leave nothing behind: the same call gives the same bits. Shapes are few (`prompt.round_up`, batches of a power of
-two), each is compiled once. Loading is in `restore.py`, the loop over tokens in `decode.py`; `tasks/` only use this.
+two), each is compiled once. Several processes make the same calls and share the batches. Loading is in `restore.py`,
+batching in `prompt_batches.py`, the loop over tokens in `decode.py`; `tasks/` only use this.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
+from frozen_jax.answers import Answers, answer_batches
 from frozen_jax.batch import PAD
 from frozen_jax.data.folders import PICTURES
 from frozen_jax.data.images import ImageOptions, load_image
@@ -31,8 +33,12 @@ from frozen_jax.data.records import FileSlice
 from frozen_jax.decode import DecodeConfig, generate, prepare_decoding
 from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel
-from frozen_jax.prompt import EOS, Image, Prompt, PromptRows, check_room, encode_prompt, lay_out, round_up
+from frozen_jax.prefill import Beginning
+from frozen_jax.processes import deal
+from frozen_jax.prompt import EOS, Image, Prompt, PromptRows, check_room, encode_prompt
+from frozen_jax.prompt_batches import Encoded, PromptBatch, fill_up, find_query, make_batches
 from frozen_jax.scoring import embed_texts, score_continuations
+from frozen_jax.sharding import find_row_sharding
 from frozen_jax.state import Params
 from frozen_jax.stopping import Completion, StopRule
 from frozen_jax.tokenizer import Tokenizer
@@ -75,6 +81,7 @@ class Model:
         bos: begin prompts with the tokenizer's beginning-of-sequence token, as in training.
         blind: trained on black pictures: every picture is black to it, and none is opened.
         batch_size: most prompts, or pictures, that are computed together.
+        answers: keeps what `generate`, `complete` and `score` answer, and gives it back to the same call.
     """
 
     network: FrozenModel
@@ -84,6 +91,7 @@ class Model:
     bos: bool = False
     blind: bool = False
     batch_size: int = 64
+    answers: Answers | None = None
 
     def generate(
         self,
@@ -98,7 +106,8 @@ class Model:
     ) -> list[str]:
         """Continues prompts; returns the new texts as the model spells them, a leading space included.
 
-        Compiled once for each stop rule, number of new tokens and method, besides the shapes.
+        What several prompts have before their last picture, such as shots, is computed once for all of them. Compiled
+        once for each number of new tokens and method, besides the shapes.
 
         Args:
             prompts: each a sequence of text and pictures, or of text and `Image` rows of `prefixes`.
@@ -144,14 +153,21 @@ class Model:
         decode = DecodeConfig(max_new_tokens, temperature=temperature, num_beams=num_beams, stop_ids=rule.ids)
         asked, table = self._resolve(prompts, prefixes)
         distinct = list(dict.fromkeys(asked)) if temperature == 0 else asked
-        rows = self._encode(distinct, new_tokens=max_new_tokens)
+        batches = self._make_batches(distinct, new_tokens=max_new_tokens)
         key = jax.random.key(seed)
-        lm, lm_params = prepare_decoding(self.network.lm, self.params["lm"])
-        made: dict[int, Completion] = {}
-        for number, (chunk, embeddings, mask) in enumerate(self._batches(distinct, rows, table)):
+        lm, lm_params = self._decoder
+
+        def answer(number: int) -> list[Completion]:
+            embeddings, mask, beginning = self._embed(batches[number], table)
             rng = jax.random.fold_in(key, number) if temperature > 0 else None
-            result = generate(lm, lm_params, embeddings, mask, config=decode, rng=rng)
-            made |= dict(zip(chunk, rule.read(result, self.tokenizer), strict=False))
+            made = generate(lm, lm_params, embeddings, mask, config=decode, rng=rng, beginning=beginning)
+            return rule.read(made, self.tokenizer)[: len(batches[number].numbers)]
+
+        settings = ["complete", max_new_tokens, list(stop), num_beams, temperature, seed]
+        found = answer_batches(batches, answer, kept=self.answers, table=table, settings=settings)
+        made: dict[int, Completion] = {}
+        for batch, answers in zip(batches, found, strict=True):
+            made |= zip(batch.numbers, (Completion(*one) for one in answers), strict=True)
         if temperature > 0:
             return [made[index] for index in range(len(asked))]
         place = {prompt: index for index, prompt in enumerate(distinct)}
@@ -195,16 +211,26 @@ class Model:
             row, column = np.argwhere(counts == 0)[0]
             raise UserError(f"score: continuation {lists[row][column]!r} has no tokens; give it at least one")
         longest = int(counts.max(initial=1))
-        rows = self._encode(asked, new_tokens=longest)
+        batches = self._make_batches(asked, new_tokens=longest)
         room = max(2, 1 << (longest - 1).bit_length())
-        sums = np.zeros(counts.shape, np.float32)
-        for chunk, embeddings, mask in self._batches(asked, rows, table):
+
+        def answer(number: int) -> list[list[float]]:
+            embeddings, mask, beginning = self._embed(batches[number], table)
+            numbers = batches[number].numbers
             tokens = np.full((classes, len(embeddings), room), PAD, np.int32)
             for place in range(len(embeddings)):
-                for column, words in enumerate(ids[chunk[min(place, len(chunk) - 1)]]):
+                for column, words in enumerate(ids[numbers[min(place, len(numbers) - 1)]]):
                     tokens[column, place, : len(words)] = words
-            scored = score_continuations(self.network.lm, self.params["lm"], embeddings, jnp.asarray(mask), tokens)
-            sums[chunk] = np.asarray(scored)[: len(chunk)]
+            lm_params = self.params["lm"]
+            scored = score_continuations(self.network.lm, lm_params, embeddings, mask, tokens, beginning)
+            found: list[list[float]] = np.asarray(scored)[: len(numbers)].tolist()
+            return found
+
+        settings = ["score", [list(texts) for texts in lists[:1] if shared] or [list(texts) for texts in lists]]
+        sums = np.zeros(counts.shape, np.float32)
+        found = answer_batches(batches, answer, kept=self.answers, table=table, settings=settings)
+        for batch, answers in zip(batches, found, strict=True):
+            sums[batch.numbers] = answers
         return sums / counts if normalise else sums
 
     def embed_image(self, images: Sequence[Picture] | UInt8[np.ndarray, "R h w 3"]) -> Float32[np.ndarray, "R P D"]:
@@ -221,12 +247,15 @@ class Model:
         if self.blind:
             black = self._encode_pixels(np.zeros((1, size, size, 3), np.uint8), of=1)
             return np.repeat(black, len(images), axis=0)
-        parts = []
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-            for start in range(0, len(images), self.batch_size):
+
+            def encode(start: int) -> bytes:
                 pixels = np.stack(list(threads.map(self._load, images[start : start + self.batch_size])))
-                parts.append(self._encode_pixels(pixels, of=len(images)))
-        return np.concatenate(parts)
+                return self._encode_pixels(pixels, of=len(images)).tobytes()
+
+            encoded = bytearray().join(deal(range(0, len(images), self.batch_size), encode))
+        width = self.network.lm.config.embed_width
+        return np.frombuffer(encoded, np.float32).reshape(len(images), self.network.prefix_length, width)
 
     def embed_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "R D2"]:
         """Returns the language model's last hidden states, averaged over each text.
@@ -237,19 +266,18 @@ class Model:
         Raises:
             UserError: a text that is empty or longer than the language model's positions.
         """
-        prompts: list[Prompt] = [(text,) for text in texts]
-        rows = self._encode(prompts, new_tokens=1)
-        made = np.zeros((len(prompts), self.network.lm.config.width), np.float32)
-        for chunk, laid in self._lay_out(prompts, rows):
-            made[chunk] = np.asarray(embed_texts(self.network, self.params, laid.tokens))[: len(chunk)]
+        made = np.zeros((len(texts), self.network.lm.config.width), np.float32)
+        for numbers, laid, _, _ in self._make_batches([(text,) for text in texts], new_tokens=1):
+            vectors = embed_texts(self.network, self.params, self._put(laid.tokens))
+            made[numbers] = np.asarray(vectors)[: len(numbers)]
         return made
 
     def _load(self, image: Picture) -> UInt8[np.ndarray, "height width 3"]:
         return load_image(Path(image) if isinstance(image, os.PathLike) else image, options=self.images)
 
     def _encode_pixels(self, pixels: UInt8[np.ndarray, "R height width 3"], *, of: int) -> Float32[np.ndarray, "R P D"]:
-        filled = pixels[_fill(range(len(pixels)), of=of, most=self.batch_size)]
-        return np.asarray(_embed_images(self.network, self.params, filled[:, None]))[: len(pixels)]
+        filled = pixels[fill_up(range(len(pixels)), of=of, most=self.batch_size, devices=self._devices)]
+        return np.asarray(_embed_images(self.network, self.params, self._put(filled[:, None])))[: len(pixels)]
 
     def _resolve(
         self, prompts: Sequence[PromptParts], prefixes: Float[np.ndarray, "R P D"] | None
@@ -284,8 +312,27 @@ class Model:
         encoded = self.embed_image(pictures)
         return resolved, encoded if prefixes is None else np.concatenate([prefixes, encoded])
 
-    def _encode(self, prompts: Sequence[Prompt], *, new_tokens: int) -> list[list[int]]:
-        """Ids of prompts; `check_room` refuses what is too long."""
+    @functools.cached_property
+    def _decoder(self) -> tuple[Any, Any]:
+        """The language model and its parameters as the loop over tokens reads them fastest."""
+        return prepare_decoding(self.network.lm, self.params["lm"])
+
+    @functools.cached_property
+    def _devices(self) -> int:
+        """How many devices share the rows of a batch."""
+        sharding = find_row_sharding(self.params)
+        return 1 if sharding is None else sharding.mesh.shape["data"]
+
+    def _put(self, rows: np.ndarray) -> np.ndarray | Array:
+        """Cuts a batch over the devices."""
+        return rows if self._devices == 1 else jax.device_put(rows, find_row_sharding(self.params))
+
+    def _make_batches(self, prompts: Sequence[Prompt], *, new_tokens: int) -> list[PromptBatch]:
+        encoded = self._encode(prompts, new_tokens=new_tokens)
+        return list(make_batches(encoded, batch_size=self.batch_size, devices=self._devices))
+
+    def _encode(self, prompts: Sequence[Prompt], *, new_tokens: int) -> list[Encoded]:
+        """Returns the ids of prompts; `check_room` refuses what is too long."""
         cached = functools.lru_cache(maxsize=65536)(self.tokenizer.encode)
         length, bos_id = self.network.prefix_length, self.tokenizer.bos_id if self.bos else None
         encode = functools.partial(encode_prompt, encode=cached, prefix_length=length)
@@ -297,34 +344,27 @@ class Model:
             limit=self.network.lm.config.max_positions,
             measure=lambda parts: len(encode(parts, bos_id=None)),
         )
-        return rows
+        encoded = []
+        for prompt, ids in zip(prompts, rows, strict=True):
+            part = find_query(prompt)
+            start = len(encode(prompt[:part], bos_id=bos_id)) if part else 0
+            encoded.append(Encoded(prompt, ids, part, start) if start < len(ids) else Encoded(prompt, ids))
+        return encoded
 
-    def _lay_out(self, prompts: Sequence[Prompt], rows: Sequence[list[int]]) -> Iterator[tuple[list[int], PromptRows]]:
-        """Yields batches of prompts of like length: their numbers, and their rows, filled up with repeats."""
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        for start in range(0, len(order), self.batch_size):
-            chunk = order[start : start + self.batch_size]
-            filled = _fill(chunk, of=len(order), most=self.batch_size)
-            length = round_up(max(1, len(rows[chunk[-1]])))
-            yield chunk, lay_out([rows[i] for i in filled], [prompts[i] for i in filled], length=length)
+    def _embed(
+        self, batch: PromptBatch, table: Float[np.ndarray, "R P D"] | None
+    ) -> tuple[Float[Array, "B S D"], Bool[np.ndarray, "B S"], Beginning | None]:
+        """Returns the embeddings and the mask of a batch's rows, and what they begin with."""
 
-    def _batches(
-        self, prompts: Sequence[Prompt], rows: Sequence[list[int]], table: Float[np.ndarray, "R P D"] | None
-    ) -> Iterator[tuple[list[int], Float[Array, "B S D"], Bool[np.ndarray, "B S"]]]:
-        """Yields batches of prompts: their numbers, embeddings and mask."""
-        for chunk, laid in self._lay_out(prompts, rows):
-            prefixes = None
-            if table is not None and laid.images.size:
-                count = laid.images.shape[1]
-                spare = (1 << (count - 1).bit_length()) - count  # few numbers of images, few shapes
-                prefixes = table[np.pad(laid.images, ((0, 0), (0, spare)))]
-            yield chunk, _embed_prompts(self.network, self.params, laid.tokens, prefixes), laid.mask
+        def embed(rows: PromptRows, put: Callable[[np.ndarray], np.ndarray | Array]) -> Float[Array, "B S D"]:
+            prefixes = None if table is None or not rows.images.size else put(table[rows.images])
+            embedded: Array = _embed_prompts(self.network, self.params, put(rows.tokens), prefixes)
+            return embedded
 
-
-def _fill(chunk: Sequence[int], *, of: int, most: int) -> list[int]:
-    """Repeats the first of a chunk up to the size of a batch: `most`, or a power of two where all fit into less."""
-    size = min(most, 1 << (of - 1).bit_length())
-    return [*chunk, *[chunk[0]] * (size - len(chunk))]
+        beginning = None
+        if batch.beginnings is not None and batch.owners is not None:
+            beginning = Beginning(embed(batch.beginnings, np.asarray), batch.beginnings.mask, batch.owners)
+        return embed(batch.rows, self._put), batch.rows.mask, beginning
 
 
 def _name_picture(part: object, index: int) -> str | int:

@@ -1,8 +1,8 @@
 """Text generation: prefill, then one compiled loop over a KV cache, greedy, sampled or by beam search.
 
 Lives here: the choice of the next token and the loop. Not here: how a prompt becomes embeddings (the Frozen model puts
-image prefixes into slots), the language model's stack and cache layout (`models/lm.py`), ids to text (`tokenizer.py`).
-Next in the data flow: `tasks/`, which scores the generated text.
+image prefixes into slots) and fills the cache (`prefill.py`), the language model's stack and cache layout
+(`models/lm.py`), ids to text (`tokenizer.py`). Next in the data flow: `tasks/`, which scores the generated text.
 
 The cache has S + T positions. Prompts are left-padded, so every row writes its next key at the same index while its own
 position counts only its words; S = 4, T = 3, two rows, after one generated token was fed:
@@ -14,6 +14,7 @@ position counts only its words; S = 4, T = 3, two rows, after one generated toke
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -29,8 +30,11 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from frozen_jax.batch import PAD
 from frozen_jax.errors import UserError
 from frozen_jax.models.layers import Cache, unstack_layers
-from frozen_jax.models.lm import init_cache
-from frozen_jax.models.masks import cache_mask, causal_mask, positions_from_mask
+from frozen_jax.models.masks import cache_mask
+from frozen_jax.prefill import Beginning, prefill
+
+NO_TOKEN = np.iinfo(np.int32).min
+"""Fills the array of stop ids: its size is one of few, so that another stop rule seldom needs another compilation."""
 
 IMPOSSIBLE = -1e9
 """Log-probability of a beam that does not exist: finite, so that sums and length penalties of it stay numbers."""
@@ -135,10 +139,12 @@ def generate(
     *,
     config: DecodeConfig,
     rng: Array | None = None,
+    beginning: Beginning | None = None,
 ) -> Generated:
     """Continues left-padded prompts, given as embeddings, until every row has stopped.
 
-    Compiled once per module, config and shape; may itself be called under `jax.jit` (module and config closed over).
+    Compiled once per module, config and shape, not for each set of stop ids; may itself be called under `jax.jit`
+    (module and config closed over).
     Beam search ends, and prefers, as transformers' does by default: an example stops when its best running beam,
     normalised at its present length, is not above the worst of `num_beams` ended ones.
 
@@ -149,6 +155,7 @@ def generate(
         input_mask: True at prompt positions; each row is False … False True … True with at least one True.
         config: static.
         rng: key for sampling; the same key gives the same tokens.
+        beginning: what stands before `embeddings` in each prompt, which are then what follows.
 
     Raises:
         UserError: sampling without `rng`, or the text would outgrow the model's positions.
@@ -161,7 +168,10 @@ def generate(
         mask = np.asarray(input_mask)
         if not (mask[:, -1].all() and (mask[:, 1:] >= mask[:, :-1]).all()):
             raise ValueError("generate: prompts must be padded on the left and hold at least one position each")
-        longest = int(mask.sum(axis=1).max(initial=0))
+        lengths = mask.sum(axis=1)
+        if beginning is not None:
+            lengths = lengths + np.asarray(beginning.mask).sum(axis=1)[np.asarray(beginning.owners)]
+        longest = int(lengths.max(initial=0))
     limit = module.config.max_positions
     if limit and longest + config.max_new_tokens - 1 > limit:  # the last token is never fed
         raise UserError(
@@ -169,8 +179,11 @@ def generate(
             f"model's {limit} positions; shorten the prompt or lower it to {max(limit - longest + 1, 0)}"
         )
     module, params = prepare_decoding(module, params)
+    stops = np.full(max(8, 1 << (len(config.stop_ids) - 1).bit_length()), NO_TOKEN, np.int32)
+    stops[: len(config.stop_ids)] = config.stop_ids
+    config = dataclasses.replace(config, stop_ids=())
     embeddings, input_mask = jnp.asarray(embeddings), jnp.asarray(input_mask)
-    result: Generated = _generate(params, embeddings, input_mask, rng, module=module, config=config)
+    result: Generated = _generate(params, embeddings, input_mask, rng, beginning, stops, module=module, config=config)
     return result
 
 
@@ -190,55 +203,27 @@ def prepare_decoding(module: Any, params: Mapping[str, Any]) -> tuple[Any, Mappi
     return module.clone(unroll=0), unstack_layers(params)
 
 
-def prefill(
-    params: Mapping[str, Any],
-    embeddings: Float[Array, "B S D"],
-    input_mask: Bool[Array, "B S"],
-    *,
-    module: Any,
-    room: int,
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Runs left-padded prompts once; returns the logits behind their last positions, and the filled cache.
-
-    Args:
-        params: of the language model.
-        embeddings: prompts, words and image prefixes alike.
-        input_mask: True at prompt positions.
-        module: language model.
-        room: positions that the cache has behind the S of the prompts.
-    """
-    batch, length = input_mask.shape
-    hidden, cache = module.apply(
-        {"params": params},
-        embeddings,
-        positions=positions_from_mask(input_mask),
-        mask=jnp.pad(causal_mask(input_mask), ((0, 0), (0, 0), (0, room))),
-        cache=init_cache(module.config, batch=batch, length=length + room, dtype=module.dtype),
-        cache_index=jnp.int32(0),
-        method="stack",
-    )
-    return module.apply({"params": params}, hidden[:, -1:], method="logits")[:, 0], cache
-
-
 @functools.partial(jax.jit, static_argnames=("module", "config"))
 def _generate(
     params: Mapping[str, Any],
     embeddings: Float[Array, "B S D"],
     input_mask: Bool[Array, "B S"],
     rng: Array | None,
+    beginning: Beginning | None,
+    stops: Int32[Array, " stops"],
     *,
     module: Any,
     config: DecodeConfig,
 ) -> Generated:
-    batch, prompt = input_mask.shape
     steps, beams = config.max_new_tokens, config.num_beams
 
-    logits, cache = prefill(params, embeddings, input_mask, module=module, room=steps)
+    logits, cache, held = prefill(params, embeddings, input_mask, beginning, module=module, room=steps)
+    batch, prompt = held.shape
 
     # Examples were prefilled once; from here on every beam is a row of its own, beams of an example side by side.
     cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), cache)
-    lengths = jnp.repeat(input_mask.sum(axis=1, dtype=jnp.int32), beams)
-    filled = jnp.repeat(jnp.pad(input_mask, ((0, 0), (0, steps)), constant_values=True), beams, axis=0)
+    lengths = jnp.repeat(held.sum(axis=1, dtype=jnp.int32), beams)
+    filled = jnp.repeat(jnp.pad(held, ((0, 0), (0, steps)), constant_values=True), beams, axis=0)
     logits = jnp.repeat(logits, beams, axis=0)
 
     unrolled = module.clone(unroll=0)
@@ -259,9 +244,10 @@ def _generate(
     start: Any
     choose: Callable[[Any, Array, Array], Any]  # (state, logits, step) → state
     if beams == 1:
-        start, choose = _start_rows(batch, config), functools.partial(_choose_tokens, config=config, rng=rng)
+        start = _start_rows(batch, config)
+        choose = functools.partial(_choose_tokens, config=config, stops=stops, rng=rng)
     else:
-        start, choose = _start_beams(batch, config), functools.partial(_choose_beams, config=config)
+        start, choose = _start_beams(batch, config), functools.partial(_choose_beams, config=config, stops=stops)
     state = choose(start, logits, jnp.int32(0))
 
     def unfinished(carry: tuple[Array, Any, Cache]) -> Array:
@@ -282,10 +268,6 @@ def _generate(
     return Generated(state.tokens, state.lengths, state.scores)
 
 
-def _is_stop(tokens: Int32[Array, "*shape"], config: DecodeConfig) -> Bool[Array, "*shape"]:
-    return jnp.isin(tokens, jnp.array(config.stop_ids, jnp.int32))
-
-
 def _start_rows(batch: int, config: DecodeConfig) -> _Rows:
     return _Rows(
         tokens=jnp.full((batch, config.max_new_tokens), config.pad_id, jnp.int32),
@@ -297,7 +279,13 @@ def _start_rows(batch: int, config: DecodeConfig) -> _Rows:
 
 
 def _choose_tokens(
-    state: _Rows, logits: Float[Array, "B V"], step: Int32[Array, ""], *, config: DecodeConfig, rng: Array | None
+    state: _Rows,
+    logits: Float[Array, "B V"],
+    step: Int32[Array, ""],
+    *,
+    config: DecodeConfig,
+    stops: Int32[Array, " stops"],
+    rng: Array | None,
 ) -> _Rows:
     """Appends token number `step` to the rows that have not stopped."""
     logits = logits.astype(jnp.float32)
@@ -311,7 +299,7 @@ def _choose_tokens(
         tokens=state.tokens.at[:, step].set(chosen),
         lengths=state.lengths + state.active,
         scores=state.scores + jnp.where(state.active, score, 0.0),
-        active=state.active & ~_is_stop(chosen, config),
+        active=state.active & ~jnp.isin(chosen, stops),
         last=chosen,
     )
 
@@ -349,7 +337,12 @@ def _start_beams(batch: int, config: DecodeConfig) -> _Beams:
 
 
 def _choose_beams(
-    state: _Beams, logits: Float[Array, "rows V"], step: Int32[Array, ""], *, config: DecodeConfig
+    state: _Beams,
+    logits: Float[Array, "rows V"],
+    step: Int32[Array, ""],
+    *,
+    config: DecodeConfig,
+    stops: Int32[Array, " stops"],
 ) -> _Beams:
     """Extends the running beams by token number `step` and moves those that end to the ended ones."""
     batch, beams, steps = state.tokens.shape
@@ -357,11 +350,11 @@ def _choose_beams(
     sums = state.sums[:, :, None] + jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(batch, beams, vocab)
 
     # Every beam has at most one continuation per stop id, so this many candidates hold `beams` that go on.
-    wanted = min(beams * (1 + max(1, len(config.stop_ids))), beams * vocab)
+    wanted = min(beams * (1 + stops.size), beams * vocab)
     candidate_sums, flat = lax.top_k(sums.reshape(batch, beams * vocab), wanted)
     parents, words = flat // vocab, (flat % vocab).astype(jnp.int32)
     candidates = _pick(state.tokens, parents).at[:, :, step].set(words)
-    ends = _is_stop(words, config) | (step == steps - 1)
+    ends = jnp.isin(words, stops) | (step == steps - 1)
 
     # A candidate that ends counts only among the best `beams`; those after them are there to replace such ones.
     eligible = ends & (jnp.arange(wanted) < beams)[None, :] & state.active[:, None] & (candidate_sums > IMPOSSIBLE / 2)

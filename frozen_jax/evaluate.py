@@ -49,4 +49,6 @@ def evaluate(config: Config, models: Models, report: Report, directory: Path) ->
     for section, figures in measured.figures.items():
         report.add(section, **figures)
     report.add("evaluation", **seeing.meter.summarise(seeing))
+    if seeing.answers is not None and seeing.answers.taken:  # the rates above are then not those of the model
+        report.add("evaluation", answers_of_before=seeing.answers.taken)
     report.samples = measured.samples

@@ -39,8 +39,9 @@ class VQASettings:
         source: pictures with questions and answers, one line as in `data.train`; "" takes `data.validation`.
         shot_source: where shots come from; "" takes `data.train`.
         shots: numbers of shots, each a row of the report.
-        shot_choice: `sampled`: any of the pool; `similar`: the pictures of the pool that are nearest to the question's
-            own, by the cosine of what the seeing model makes of them, the nearest last.
+        shot_choice: `sampled`: any of the pool, others for each question; `fixed`: one draw for all questions of a
+            seed, which costs little more than no shots; `similar`: the pictures of the pool that are nearest to the
+            question's own, by the cosine of what the seeing model makes of them, the nearest last.
         shot_pool: at most so many records of `shot_source`, drawn once.
         induction: text before everything.
         shot_format: template with `{question}` and `{answer}`.
@@ -51,7 +52,7 @@ class VQASettings:
     source: str = ""
     shot_source: str = ""
     shots: tuple[int, ...] = (0,)
-    shot_choice: Literal["sampled", "similar"] = "sampled"
+    shot_choice: Literal["sampled", "fixed", "similar"] = "sampled"
     shot_pool: int = 2048
     induction: str = "Please answer the question."
     shot_format: str = "[img] Question: {question} Answer: {answer}\n"

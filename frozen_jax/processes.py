@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -144,6 +144,29 @@ def fetch_whole(tree: Tree) -> Tree:
     fetched: Any = multihost_utils.process_allgather(tree, tiled=True)
     whole: Tree = fetched
     return whole
+
+
+def gather_bytes(own: bytes) -> list[bytes]:
+    """Returns what each process gives, in the order of the processes; every process must call it."""
+    if jax.process_count() == 1:
+        return [own]
+    sizes = multihost_utils.process_allgather(np.array(len(own), np.int32)).tolist()
+    room = 1 << max(sizes).bit_length()  # few sizes: each is compiled once
+    padded = np.frombuffer(own.ljust(room, b"\0"), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def deal(pieces: Sequence[int], compute: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Computes pieces of work, each by one process in turn; yields the results of all, in order, in every process.
+
+    A piece is computed as it would be by a single process, so the results are the same to the last bit.
+    """
+    index, count = jax.process_index(), jax.process_count()
+    for start in range(0, len(pieces), count):
+        turn = pieces[start : start + count]
+        own = compute(turn[index]) if index < len(turn) else b""
+        yield from gather_bytes(own)[: len(turn)]
 
 
 def _read_number(name: str) -> int | None:

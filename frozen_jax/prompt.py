@@ -162,17 +162,19 @@ def round_up(length: int) -> int:
     return -(-length // step) * step
 
 
-def lay_out(rows: Sequence[Sequence[int]], prompts: Sequence[Prompt], *, length: int) -> PromptRows:
+def lay_out(
+    rows: Sequence[Sequence[int]], prompts: Sequence[Prompt], *, length: int, may_be_empty: bool = False
+) -> PromptRows:
     """Pads encoded prompts on the left to `length` positions.
 
     Raises:
-        UserError: a prompt is empty or longer than `length`.
+        UserError: a prompt is empty (and may not be) or longer than `length`.
     """
     tokens = np.full((len(rows), length), PAD, np.int32)
     images = [[part.row for part in prompt if isinstance(part, Image)] for prompt in prompts]
     most = max(map(len, images), default=0)
     for index, ids in enumerate(rows):
-        if not 0 < len(ids) <= length:
+        if not (0 if may_be_empty else 1) <= len(ids) <= length:
             raise UserError(
                 f"prompt {index} has {len(ids)} positions; it must have 1 to {length}: shorten it or give fewer shots"
             )

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from frozen_jax.abstract import abstract_batch
+from frozen_jax.answers import Answers
 from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers
 from frozen_jax.chips import find_chip
@@ -44,6 +45,9 @@ from frozen_jax.workdir import Workdir
 
 BAD_ITEMS = "bad_items"
 """Folder of the workdir with the lists of items that could not be used."""
+
+ANSWERS = "answers"
+"""Folder of the workdir with what the model has answered, a file for each report."""
 
 
 class Fitted(NamedTuple):
@@ -137,7 +141,11 @@ def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fit
                 _say_how_it_ended(trained, config, directory)
     trainable = fetch_whole(trained.trainable)
     params = place_here(config, whole, trainable, placement)
-    return Fitted(make_model(config, whole, params), trained, before, _hash_lm(trainable, towers.frozen))
+    after = _hash_lm(trainable, towers.frozen)
+    path = directory / ANSWERS / f"{config.evaluate.report}.jsonl"
+    answers = Answers(path, model=f"{fingerprint_params(trainable)} {after}")
+    model = dataclasses.replace(make_model(config, whole, params), answers=answers)
+    return Fitted(model, trained, before, after)
 
 
 def count_work(config: Config, towers: Towers, mesh: Mesh) -> dict[str, float]:

@@ -15,9 +15,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from frozen_jax.batch import PAD
-from frozen_jax.decode import prefill
 from frozen_jax.models.frozen import FrozenModel, input_mask
 from frozen_jax.models.masks import cache_mask
+from frozen_jax.prefill import Beginning, prefill
 
 
 @functools.partial(jax.jit, static_argnames=("module",))
@@ -27,6 +27,7 @@ def score_continuations(
     embeddings: Float[Array, "B S D"],
     mask: Bool[Array, "B S"],
     continuations: Int32[Array, "C B T"],
+    beginning: Beginning | None,
 ) -> Float32[Array, "B C"]:
     """Sums the log-probabilities (nats) of each continuation's tokens after its prompt.
 
@@ -38,10 +39,12 @@ def score_continuations(
         embeddings: left-padded prompts, words and image prefixes alike.
         mask: True at prompt positions.
         continuations: ids, padded on the right with PAD, at least one each; T is at least 2.
+        beginning: what stands before `embeddings` in each prompt, or None.
     """
-    length, room = mask.shape[1], continuations.shape[2] - 1  # the last token is never fed
-    first, cache = prefill(params, embeddings, mask, module=module, room=room)
-    filled = jnp.pad(mask, ((0, 0), (0, room)), constant_values=True)
+    room = continuations.shape[2] - 1  # the last token is never fed
+    first, cache, held = prefill(params, embeddings, mask, beginning, module=module, room=room)
+    length = held.shape[1]
+    filled = jnp.pad(held, ((0, 0), (0, room)), constant_values=True)
     unrolled = module.clone(unroll=module.config.layers)  # as in decoding: no copies of each layer's weights
 
     def score(tokens: Int32[Array, "B T"]) -> Float32[Array, " B"]:
@@ -51,7 +54,7 @@ def score_continuations(
         hidden, _ = unrolled.apply(
             {"params": params},
             unrolled.apply({"params": params}, jnp.maximum(tokens[:, :-1], 0), method="embed"),
-            positions=mask.sum(axis=1, dtype=jnp.int32)[:, None] + places,
+            positions=held.sum(axis=1, dtype=jnp.int32)[:, None] + places,
             mask=cache_mask(filled, cache_index=length, queries=room),
             cache=cache,
             cache_index=jnp.int32(length),

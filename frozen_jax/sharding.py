@@ -395,16 +395,27 @@ def _row_blocks(mesh: Mesh) -> dict[int, list[int]]:
 
 
 def mesh_here(placement: Placement) -> Mesh:
-    """Returns a mesh for work that every process does by itself, such as answering questions.
+    """Returns a mesh of this process's devices, for work that it does by itself, such as answering questions.
 
-    That is one device, unless the frozen parameters are cut in training: then all devices of this process, along the
-    same axes as far as their number allows.
+    It has the axes of training as far as the devices allow, and no more devices than that: `fsdp` where the frozen
+    parameters are cut, else these devices, too, share the rows along `data`.
     """
     devices = jax.local_devices()
     wanted = placement.mesh.shape
     tensor = math.gcd(wanted["tensor"], len(devices))
     fsdp = math.gcd(wanted["fsdp"], len(devices) // tensor) if placement.frozen_is_cut else 1
-    return jax.make_mesh((1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: fsdp * tensor])
+    rows = wanted["data"] * (1 if placement.frozen_is_cut else wanted["fsdp"])
+    data = math.gcd(rows, len(devices) // (tensor * fsdp))
+    used = devices[: data * fsdp * tensor]
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=used)
+
+
+def find_row_sharding(params: Params) -> NamedSharding | None:
+    """Returns how rows are cut over the devices that parameters lie on; None where these share none."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.shape["data"] == 1:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec("data"))
 
 
 def put_params(tree: Tree, described: Tree) -> Tree:

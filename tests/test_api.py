@@ -114,6 +114,34 @@ def test_the_second_call_is_the_first_bitwise_and_compiles_nothing(model):
         np.testing.assert_array_equal(one, other)
 
 
+def test_shots_that_prompts_share_are_computed_once_and_change_nothing(model, monkeypatch):
+    """Each prompt of a call against itself in a call of its own, where nothing is shared."""
+    shots = [[PICTURES[0], " a red patch", PICTURES[1], " a blue patch"], [PICTURES[2], " a blue patch", " at the top"]]
+    queries = [[PICTURES[1], " a"], [PICTURES[2], " a"], [PICTURES[0], " the top"]]
+    prompts = [[*before, *query] for query in queries for before in shots]
+    positions = []
+    embed = api._embed_prompts
+    monkeypatch.setattr(
+        api, "_embed_prompts", lambda n, p, tokens, x: positions.append(tokens.size) or embed(n, p, tokens, x)
+    )
+    together = model.complete(prompts, max_new_tokens=T)
+    assert sum(positions) == 3 * 16 + 8 * 8  # the second beginning leads over two batches of four rows
+    scores = model.score(prompts, CONTINUATIONS)
+    positions.clear()
+    alone = [model.complete([prompt], max_new_tokens=T)[0] for prompt in prompts]
+    assert sum(positions) >= 6 * 16
+    assert together == alone and len(set(together)) > 1
+    for row, prompt in enumerate(prompts):
+        np.testing.assert_allclose(scores[row], model.score([prompt], CONTINUATIONS)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_another_stop_rule_needs_no_other_program(model):
+    model.complete(PROMPTS, max_new_tokens=T, stop=["at"])
+    compiled = _generate._cache_size()
+    model.complete(PROMPTS, max_new_tokens=T, stop=["red", "[eos]"])
+    assert _generate._cache_size() == compiled
+
+
 def test_pictures_come_in_every_form_and_strings_are_text(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture = PIL.Image.fromarray(PICTURES[1])

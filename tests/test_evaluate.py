@@ -7,7 +7,9 @@ import typing
 import jax
 import pytest
 
+from frozen_jax import api
 from frozen_jax.config import Config, default_config, from_config_dict
+from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate import TASKS
 from frozen_jax.evaluate import evaluate as evaluate_task
@@ -108,6 +110,49 @@ def test_episodes_and_classes_by_a_loaded_model(trained, tmp_path):
         "classify"
     ]
     assert classes["chance"] == 25.0 and set(classes["seeing"]) == {"top_1"}
+
+
+def test_an_interrupted_evaluation_goes_on_and_reports_the_same(trained, monkeypatch):
+    """3 batches each for the seeing model and its shuffled pictures, one for the blind one; it dies at the fifth."""
+    config, directory, _ = trained
+    calls = []
+
+    def generate_until(limit):
+        def counted(*given, **options):
+            calls.append(len(given[2]))
+            if len(calls) == limit:
+                raise KeyboardInterrupt
+            return generate(*given, **options)
+
+        calls.clear()
+        monkeypatch.setattr(api, "generate", counted)
+
+    generate = api.generate
+    generate_until(0)
+    whole = run(change(config, report="whole", batch_size=4), directory, mode="eval")
+    assert calls == [8] * 7  # rows for each of eight devices
+    again = change(config, report="again", batch_size=4)
+    generate_until(5)
+    with pytest.raises(KeyboardInterrupt):
+        run(again, directory, mode="eval")
+    generate_until(0)
+    report = run(again, directory, mode="eval")
+    assert len(calls) == 3 and report["caption"] == whole["caption"]
+    assert report["evaluation"]["answers_of_before"] == 16 and "answers_of_before" not in whole["evaluation"]
+    for folder in (directory, directory / "blind"):
+        assert (folder / "answers" / "again.jsonl").read_bytes() == (folder / "answers" / "whole.jsonl").read_bytes()
+
+
+def test_eight_devices_answer_as_one_does(trained):
+    _, directory, _ = trained
+    lines = (directory / "answers" / "report.jsonl").read_text().splitlines()[1:]
+    seeing, shuffled = ([text for text, *_ in json.loads(line)["answers"]] for line in lines)
+    model = load(directory)
+    assert len(model.params["lm"]["embed"]["embedding"].devices()) == 1
+    pictures = [record.image for record in map(open_source("fake:12").record, range(12))]
+    options = {"max_new_tokens": 3, "stop": ("[eos]", "\n")}
+    assert seeing == model.generate([[picture] for picture in pictures], **options)
+    assert len(shuffled) == 12 and set(shuffled) == set(seeing)
 
 
 def test_a_model_of_text_alone_is_shown_nothing(tmp_path):

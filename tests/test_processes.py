@@ -36,6 +36,7 @@ def get_config():
     config.train.steps, config.train.batch_size, config.train.log_every = 12, 8, 1
     config.train.evaluate_every, config.train.patience = 2, 1
     config.checkpoint.every, config.checkpoint.keep = 2, 6
+    config.evaluate.task, config.evaluate.max_new_tokens, config.evaluate.batch_size = "caption", 3, 4
     return config
 """
 
@@ -92,6 +93,15 @@ def test_two_processes_train_and_evaluate_as_one_does(two, config_file, tmp_path
     for name in ("steps", "best_step", "stopped_early", "best_validation_loss"):
         assert there["train"][name] == report["train"][name]
     assert there["frozen"] == report["frozen"]
+    # Captions of ten pictures and of their shuffle in batches of four: each process makes some of the six batches.
+    assert there["caption"] == report["caption"] and report["caption"]["n"] == 10
+    answers = read_answers(workdir)
+    assert answers == read_answers(tmp_path / "one") and list(map(len, answers)) == [4, 4, 2] * 2
+
+
+def read_answers(workdir):
+    lines = (workdir / "answers" / "report.jsonl").read_text().splitlines()
+    return [json.loads(line)["answers"] for line in lines[1:]]
 
 
 def test_the_first_process_alone_writes_and_speaks(two):
@@ -108,14 +118,16 @@ def test_four_processes_resume_what_two_began_and_one_reads_it(two, config_file,
     shutil.copytree(before, workdir)
     last = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     shutil.rmtree(workdir / "checkpoints" / str(last))
-    done = launch(4, config_file, workdir)
+    done = launch(4, config_file, workdir, "--config.evaluate.task=none")
     assert done.returncode == 0, done.stderr
     assert "in 4 processes" in done.stdout
     want, found = read_losses(before), read_losses(workdir)
     assert list(found) == list(want)
     np.testing.assert_allclose(list(found.values()), list(want.values()), rtol=1e-5)
     assert (workdir / "checkpoints" / str(last)).is_dir()
-    report = run(from_config_dict(load_config(config_file)), workdir, mode="eval")
+    config = load_config(config_file)
+    config.evaluate.task = "none"
+    report = run(from_config_dict(config), workdir, mode="eval")
     assert report["train"]["steps"] == last
 
 

@@ -196,7 +196,8 @@ def choose_shots(
     ids = [record.id for record in pool.records]
     chosen = []
     for number, query in enumerate(asked):
-        rng = sample_rng(seed, 0, number, stream="shots")
+        # "fixed" is one draw for all; a question about one of its pictures has the next one drawn in its place.
+        rng = sample_rng(seed, 0, 0 if settings.shot_choice == "fixed" else number, stream="shots")
         if settings.shot_choice == "similar":
             order = np.argsort(-(candidates @ flat[query.row]), kind="stable")[: count + 1]
         else:

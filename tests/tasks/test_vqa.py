@@ -78,6 +78,21 @@ def test_shots_are_other_pictures_and_the_same_for_every_control(reds, tmp_path)
     assert again.seeing.asked == models.seeing.asked
 
 
+def test_fixed_shots_are_one_draw_a_seed_without_the_question_s_own_picture(reds, tmp_path):
+    seer = Seer(name_red)
+    vqa.evaluate(make_config(reds, shots=(2,), shot_choice="fixed"), Models(seer), tmp_path)
+    draws = []
+    for prompts in seer.asked[:3]:
+        shown = [prompt[1:-2:2] for prompt in prompts]  # the shades of the shots of each question
+        usual = max(set(shown), key=shown.count)
+        assert shown.count(usual) == 4  # the two questions about its own pictures have others
+        for number, (prompt, shades) in enumerate(zip(prompts, shown, strict=True)):
+            assert len(set(shades)) == 2 and prompt[-2] == 10 + 40 * number and prompt[-2] not in shades
+            assert shades == usual or prompt[-2] in usual
+        draws.append(usual)
+    assert len(set(draws)) > 1
+
+
 def test_spread_over_seeds_by_hand(reds, tmp_path):
     """A model that copies the first shot's shade is right where a draw happens to begin with a like one: never."""
     lucky = iter([" 10", " 50"] + [" 0"] * 4 + [" 10"] + [" 0"] * 5 + [" 10", " 50", " 90"] + [" 0"] * 3)
