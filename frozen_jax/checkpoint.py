@@ -14,6 +14,7 @@ A step that is being written or being deleted carries another name, so a directo
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -38,6 +39,7 @@ FORMAT = 2
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 _DELETED = ".deleted-"
 _DAMAGED = "damaged-"
+_ARRAYS_ROOT = "arrays/manifest.ocdbt"
 
 Position = Mapping[str, int | float | str | bool | None]
 OnDamage = Literal["raise", "fallback"]
@@ -169,6 +171,7 @@ class Checkpoints:
         step, self._pending = self._pending, None
         with self._reporting_write_errors(step):
             self._orbax.wait_until_finished()
+            self._check_written(step)
         self._steps.append(step)
         self._prune()
 
@@ -284,9 +287,25 @@ class Checkpoints:
                 continue
             if jax.process_index() == 0:
                 doomed = self.directory / f"{_DELETED}{step}"
-                (self.directory / str(step)).rename(doomed)
+                try:
+                    (self.directory / str(step)).rename(doomed)
+                except OSError as error:
+                    raise UserError(
+                        f"{self.directory / str(step)}: this outdated checkpoint could not be removed "
+                        f"({error.strerror}); all are intact: mend the disk, then start the command again"
+                    ) from error
                 shutil.rmtree(doomed, ignore_errors=True)
             self._steps.remove(step)
+
+    def _check_written(self, step: int) -> None:
+        """Refuses a step that Orbax completed without its content, before an older one is removed for it.
+
+        Orbax takes a directory that cannot be listed for an empty one, and then has no arrays to put together.
+        """
+        directory = self.directory / str(step)
+        if jax.process_index() == 0 and not (directory / _ARRAYS_ROOT).is_file():
+            directory.rename(_find_free(self.directory / f"{_DAMAGED}{step}"))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(directory / _ARRAYS_ROOT))
 
     def _is_best(self, step: int) -> bool:
         if step not in self._best:

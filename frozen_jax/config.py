@@ -1,10 +1,9 @@
 """Every setting, its default and its rule. `configs/*.py` start from `default_config()`; `main` converts once.
 
-The dataclasses below, and those of `data_settings.py` and `evaluate_settings.py`, are the only place of defaults.
-`default_config()` shows them to a user as a locked `ml_collections.ConfigDict`, so that files and flags
-(`--config.train.steps=100`) can change but not misspell them; `from_config_dict` turns that back into frozen
-dataclasses and refuses unknown keys, wrong types and contradictions.
-Nothing else in the package reads a ConfigDict. Next: `main.py`.
+The dataclasses below, and those of `data_settings.py`, `evaluate_settings.py` and `fault_settings.py`, are the only place
+of defaults. `default_config()` shows them to a user as a locked `ml_collections.ConfigDict`, so that files and flags
+(`--config.train.steps=100`) can change but not misspell them; `from_config_dict`, the one reader of a ConfigDict, turns
+that back and refuses unknown keys, wrong types and contradictions. Next: `main.py`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
+from frozen_jax.fault_settings import FaultSettings, check_faults
 
-FREE_SECTIONS = ("checkpoint", "evaluate", "mesh", "profile")
-"""Sections that may differ from one start of a run to the next: when it is saved, what is measured, where it runs."""
+FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile")
+"""Sections that may differ from one start of a run to the next: how it is guarded, what is measured, where it runs."""
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
@@ -194,6 +194,7 @@ class Config:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
+    faults: FaultSettings = field(default_factory=FaultSettings)
 
     @property
     def pairs_per_row(self) -> int:
@@ -322,6 +323,7 @@ def _check(config: Config) -> None:
         require(amount >= 0, name, amount, "it must not be negative")
     check_data(config.data, require)
     check_evaluate(config.evaluate, require)
+    check_faults(config.faults, require)
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
@@ -378,13 +380,9 @@ def _check(config: Config) -> None:
             require(not given, f"vision.{option}", given, "there is no encoder that it is about; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
     sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
+    rule = "it must be a number of devices, or -1 for those that the other axes leave"
     for axis, size in sizes.items():
-        require(
-            size == -1 or size >= 1,
-            f"mesh.{axis}",
-            size,
-            "it must be a number of devices, or -1 for those that the other axes leave",
-        )
+        require(size == -1 or size >= 1, f"mesh.{axis}", size, rule)
     rest = [axis for axis, size in sizes.items() if size == -1]
     rule = f"mesh.{rest[0] if rest else ''} is -1 too, and only one axis can be the rest; give a number for the others"
     require(len(rest) <= 1, f"mesh.{rest[-1] if rest else ''}", -1, rule)

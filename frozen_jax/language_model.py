@@ -31,7 +31,8 @@ from frozen_jax.models.layers import DType
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.masks import causal_mask, positions_from_mask
 from frozen_jax.models.published import PUBLISHED
-from frozen_jax.tokenizer import Tokenizer
+from frozen_jax.sums import SUMS, format_sums, verify_sums
+from frozen_jax.tokenizer import SAVED_FILES, Tokenizer
 
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "tokenizer.model")
 """What is fetched from a hub: no pickles, no code."""
@@ -215,7 +216,7 @@ def read_lm_config(directory_or_hub_id: str | Path) -> LMConfig:
 
 
 def save_lm(directory: str | Path, config: LMConfig, params: Params, tokenizer: Tokenizer | None) -> None:
-    """Writes a directory that `load_lm` and transformers read: config.json, model.safetensors and the tokenizer.
+    """Writes a directory that `load_lm` and transformers read: config.json, weights, tokenizer and their SHA256SUMS.
 
     Each file is written beside its place and then moved there; config.json comes last, so that a directory that has it
     is complete.
@@ -232,6 +233,9 @@ def save_lm(directory: str | Path, config: LMConfig, params: Params, tokenizer: 
         tensors = export_lm(config, params)
         _write_whole(directory / SINGLE, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        written = [SINGLE, *([] if tokenizer is None else SAVED_FILES)]
+        sums = format_sums([("config.json", text.encode()), *((name, directory / name) for name in written)])
+        _write_whole(directory / SUMS, lambda partial: partial.write_text(sums, encoding="utf-8"))
         _write_whole(directory / "config.json", lambda partial: partial.write_text(text, encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -253,6 +257,7 @@ def _open_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarra
     """Returns the content of config.json, lazily read tensors, and the tokenizer, of a directory or a GGUF file."""
     gguf = _find_gguf(path)
     if gguf is None:
+        verify_sums(path)
         return read_json(path / "config.json"), SafetensorsDirectory(path), _read_tokenizer(path)
     from frozen_jax.convert.gguf_reader import read_gguf
 

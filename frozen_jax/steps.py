@@ -105,11 +105,16 @@ def loss_fn(
     return LossParts(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
 
 
-TrainStep = Callable[[TrainState, Params, Batch, Key[Array, ""]], tuple[TrainState, dict[str, Array]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def make_train_step(
-    model: FrozenModel, optimiser: optax.GradientTransformation, *, accumulate: int, options: LossOptions
+    model: FrozenModel,
+    optimiser: optax.GradientTransformation,
+    *,
+    accumulate: int,
+    options: LossOptions,
+    skip_faults: bool = False,
 ) -> TrainStep:
     """Builds `step(state, frozen, batch, rng) -> (state, metrics)`; the caller jits it and donates `state`.
 
@@ -119,6 +124,8 @@ def make_train_step(
     Args:
         accumulate: micro-batches that the batch is cut into; gradients are summed and divided by all words once.
         options: training switches of the loss.
+        skip_faults: the step takes a fifth argument, the largest loss that is no fault, and returns the state as it was
+            where the loss is larger or where loss or gradient is not finite.
     """
 
     def sum_loss(trainable: Params, frozen: Params, batch: Batch, rng: Any) -> tuple[Array, LossParts]:
@@ -128,7 +135,7 @@ def make_train_step(
     gradient = jax.grad(sum_loss, has_aux=True)
 
     def step(
-        state: TrainState, frozen: Params, batch: Batch, rng: Key[Array, ""]
+        state: TrainState, frozen: Params, batch: Batch, rng: Key[Array, ""], loss_limit: Array | float = jnp.inf
     ) -> tuple[TrainState, dict[str, Array]]:
         if accumulate == 1:
             grads, parts = gradient(state.trainable, frozen, batch, rng)
@@ -153,7 +160,12 @@ def make_train_step(
             "token_accuracy": parts.correct_sum / count,
             "grad_norm": optax.tree.norm(grads),
         }
-        return TrainState(trainable, opt_state), metrics
+        after = TrainState(trainable, opt_state)
+        if skip_faults:
+            # Not below the limit either, if it is NaN.
+            sound = (metrics["loss"] <= loss_limit) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, state)
+        return after, metrics
 
     return step
 

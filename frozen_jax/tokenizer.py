@@ -22,6 +22,10 @@ CONVENTIONAL_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mas
 """Special tokens by convention of GPT-2 and OPT, whose vocab.json does not mark them; used where they are entries."""
 
 
+SAVED_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""What `Tokenizer.save` writes."""
+
+
 class Tokenizer:
     """A tokenizer with its begin and end ids; never adds special tokens by itself.
 

@@ -23,10 +23,11 @@ from frozen_jax.config import Config, OptimSettings
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline
 from frozen_jax.errors import UserError
+from frozen_jax.faults import FAULTS, Health, Rollback, move_limit, observe
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.optim import make_optimiser
 from frozen_jax.preemption import StopRequest
-from frozen_jax.processes import Vote
+from frozen_jax.processes import Vote, is_first
 from frozen_jax.sharding import (
     AnyMesh,
     Placement,
@@ -43,7 +44,7 @@ from frozen_jax.sharding import (
 from frozen_jax.sharding_rules import list_sharding_rules
 from frozen_jax.state import LabelRules, Params, TrainState, merge
 from frozen_jax.steps import LossOptions, LossParts, make_eval_step, make_train_step
-from frozen_jax.telemetry import Telemetry, check_finite
+from frozen_jax.telemetry import Telemetry
 from frozen_jax.throughput import ProfileWindow
 
 
@@ -57,6 +58,8 @@ class Progress(NamedTuple):
         best_loss: lowest validation loss so far, in nats per word.
         best_step: where it was reached.
         stale: evaluations since then.
+        faults: numerical faults so far.
+        loss_average, loss_limit: see `faults.Health`.
         finished: no step is left to do, because of the count or of early stopping.
         examples_per_s: of the newest start, compilation, evaluation and saving left out; 0 before it is known.
     """
@@ -67,16 +70,20 @@ class Progress(NamedTuple):
     best_loss: float = math.inf
     best_step: int = 0
     stale: int = 0
+    faults: int = 0
+    loss_average: float = 0.0
+    loss_limit: float = math.inf
     finished: bool = False
     examples_per_s: float = 0.0
 
 
 class Pending(NamedTuple):
-    """A step whose metrics are still on the device, with the examples that it saw."""
+    """A step whose metrics are still on the device, with the examples that it saw and the position after them."""
 
     step: int
     metrics: dict[str, jax.Array]
     sample_ids: np.ndarray
+    position: Position
 
 
 class Trained(NamedTuple):
@@ -97,20 +104,27 @@ def choose_loss_options(config: Config) -> LossOptions:
 
 @functools.lru_cache(maxsize=8)
 def compile_train_step(
-    model: FrozenModel, optim: OptimSettings, rules: LabelRules, options: LossOptions, steps: int, placement: Placement
+    model: FrozenModel,
+    optim: OptimSettings,
+    rules: LabelRules,
+    options: LossOptions,
+    steps: int,
+    placement: Placement,
+    skip_faults: bool = False,
 ) -> Any:
     """Jits the training step: state donated, every input's and output's sharding stated. Runs of one process share it.
 
-    It takes (state, frozen, batch, rng) and returns (state, metrics), the metrics whole on every device.
+    It takes (state, frozen, batch, rng), with `skip_faults` the largest sound loss too, and returns (state, metrics),
+    the metrics whole on every device.
     """
     optimiser = make_optimiser(optim, rules, steps=steps)
-    step = make_train_step(model, optimiser, accumulate=optim.accumulate, options=options)
+    step = make_train_step(model, optimiser, accumulate=optim.accumulate, options=options, skip_faults=skip_faults)
     state, frozen = shardings_of(placement.state(optimiser)), shardings_of(placement.frozen)
     everywhere, rows = replicated(placement.mesh), by_example(placement.mesh)
     return jax.jit(
         on_mesh(step, placement.mesh),
         donate_argnums=0,
-        in_shardings=(state, frozen, rows, everywhere),
+        in_shardings=(state, frozen, rows, everywhere, *([everywhere] if skip_faults else [])),
         out_shardings=(state, everywhere),
     )
 
@@ -161,39 +175,97 @@ def train(
             checkpoint of another run, a full disk.
         Stopped: `stop` was asked; everything is saved.
     """
-    settings = config.train
     options = choose_loss_options(config)
-    step_fn = compile_train_step(towers.model, config.optim, towers.rules, options, settings.steps, placement)
+    skipping = config.faults.action == "skip"
+    step_fn = compile_train_step(
+        towers.model, config.optim, towers.rules, options, config.train.steps, placement, skipping
+    )
     frozen = put_params(towers.frozen, placement.frozen)
     state, progress = init_state(config, towers, placement), Progress()
-    newest = checkpoints.restore_newest(state, set_aside=True)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    newest = checkpoints.restore_newest(shapes, set_aside=True)
     if newest is not None:
         state, progress = newest[0], Progress(**newest[1])
-    root = jax.random.key(config.seed)
-    vocab_size = towers.model.lm.config.vocab_size
+    run = _Run(
+        config=config,
+        model=towers.model,
+        step_fn=step_fn,
+        frozen=frozen,
+        training=training,
+        validation=validation,
+        placement=placement,
+        directory=directory,
+        checkpoints=checkpoints,
+        stop=stop,
+        rates={"flops_per_example": flops_per_example, "peak_flops_per_s": peak_flops_per_s},
+    )
+    while True:
+        try:
+            state = _take_steps(run, state, progress)
+            return restore_best(checkpoints, state)
+        except Rollback as fault:
+            checkpoints.wait()
+            newest = checkpoints.restore_newest(shapes, set_aside=True)
+            if newest is None:
+                raise UserError(
+                    f"step {fault.step} is faulty ({FAULTS} lists its samples) and there is no checkpoint to go back "
+                    "to; lower checkpoint.every, or set faults.action=skip"
+                ) from None
+            state, progress = newest[0], Progress(**newest[1])
+            if is_first():
+                print(f"step {fault.step} is faulty: back to step {progress.step}", file=sys.stderr, flush=True)
+            progress = progress._replace(epoch=fault.position.epoch, used=fault.position.index, faults=fault.faults)
 
+
+class _Run(NamedTuple):
+    """What the loop of steps needs and does not change."""
+
+    config: Config
+    model: FrozenModel
+    step_fn: Any
+    frozen: Params
+    training: Pipeline
+    validation: Pipeline
+    placement: Placement
+    directory: Path
+    checkpoints: Checkpoints
+    stop: StopRequest
+    rates: dict[str, float | None]
+
+
+def _take_steps(run: _Run, state: TrainState, progress: Progress) -> TrainState:
+    """Steps, logs, evaluates and saves from `progress` to the end; returns the last state.
+
+    Raises:
+        Rollback: a faulty step, with that policy.
+    """
+    config, settings, stop = run.config, run.config.train, run.stop
+    root = jax.random.key(config.seed)
     telemetry = Telemetry(
-        directory,
+        run.directory,
         total_steps=settings.steps,
         examples_per_step=settings.batch_size,
         resume_step=progress.step or None,
-        flops_per_example=flops_per_example,
-        peak_flops_per_s=peak_flops_per_s,
+        **run.rates,
     )
     pending: list[Pending] = []
-    vote = Vote(placement.mesh)
-    window = ProfileWindow(directory / "profile", start=config.profile.start, steps=config.profile.steps)
+    vote = Vote(run.placement.mesh)
+    window = ProfileWindow(run.directory / "profile", start=config.profile.start, steps=config.profile.steps)
     with stop.saving(), contextlib.closing(telemetry), contextlib.closing(window):
-        for position, batch in telemetry.time_input(training.iterate(Position(progress.epoch, progress.used))):
+        for position, batch in telemetry.time_input(run.training.iterate(Position(progress.epoch, progress.used))):
             if progress.finished:
                 break
-            validate(batch, prefix_length=towers.model.prefix_length, vocab_size=vocab_size)
+            vocab_size = run.model.lm.config.vocab_size
+            validate(batch, prefix_length=run.model.prefix_length, vocab_size=vocab_size)
             step = progress.step + 1
             window.before(step)
-            state, metrics = step_fn(state, frozen, put_batch(batch, placement.mesh), jax.random.fold_in(root, step))
+            inputs = [put_batch(batch, run.placement.mesh), jax.random.fold_in(root, step)]
+            if config.faults.action == "skip":
+                inputs.append(np.float32(progress.loss_limit))
+            state, metrics = run.step_fn(state, run.frozen, *inputs)
             stop.hold()
             window.after(step, metrics)
-            pending.append(Pending(step, metrics, np.asarray(batch.sample_ids)))
+            pending.append(Pending(step, metrics, np.asarray(batch.sample_ids), position))
             done = step == settings.steps
             evaluating = done or step % settings.evaluate_every == 0
             due = done or evaluating or step % config.checkpoint.every == 0
@@ -201,23 +273,23 @@ def train(
             progress = progress._replace(step=step, epoch=position.epoch, used=position.index)
             if step % settings.log_every == 0 or due or stopping:
                 # A stop adds no line: the log shall be that of a run that was not stopped.
-                _flush(pending, telemetry if step % settings.log_every == 0 or due else None)
+                progress = _flush(run, pending, progress, telemetry if step % settings.log_every == 0 or due else None)
             if not (due or stopping):
                 continue
             if evaluating:
-                scores = evaluate(validation, towers.model, state.trainable, frozen, placement=placement)
+                scores = evaluate(run.validation, run.model, state.trainable, run.frozen, placement=run.placement)
                 telemetry.log(step, scores, kind="validation")
                 progress = judge(progress, scores["loss"], patience=settings.patience)
             progress = progress._replace(finished=progress.finished or done)
             if math.isfinite(telemetry.examples_per_s):
                 progress = progress._replace(examples_per_s=telemetry.examples_per_s)
             best = evaluating and progress.best_step == step
-            checkpoints.save(step, state, position=progress._asdict(), best=best)
+            run.checkpoints.save(step, state, position=progress._asdict(), best=best)
             if stopping:
-                checkpoints.wait()
+                run.checkpoints.wait()
                 raise stop.stopped()
-        checkpoints.wait()
-    return restore_best(checkpoints, state)
+        run.checkpoints.wait()
+    return state
 
 
 def place_towers(config: Config, towers: Towers, mesh: AnyMesh) -> Placement:
@@ -302,12 +374,21 @@ def evaluate(
     }
 
 
-def _flush(pending: list[Pending], telemetry: Telemetry | None) -> None:
-    """Fetches the metrics of the steps since the last flush, stops at the first that is not finite, logs the newest."""
-    fetched = jax.device_get([metrics for _, metrics, _ in pending])
-    for (step, _, sample_ids), metrics in zip(pending, fetched, strict=True):
+def _flush(run: _Run, pending: list[Pending], progress: Progress, telemetry: Telemetry | None) -> Progress:
+    """Fetches the metrics of the steps since the last flush, judges each, logs the newest.
+
+    Raises:
+        NonFiniteError, UserError, Rollback: as `faults.observe`.
+    """
+    faults = run.config.faults
+    health = Health(progress.faults, progress.loss_average, progress.loss_limit)
+    fetched = jax.device_get([entry.metrics for entry in pending])
+    for (step, _, sample_ids, position), metrics in zip(pending, fetched, strict=True):
         scalars = {name: float(value) for name, value in metrics.items()}
-        check_finite(step, scalars, sample_ids)
+        health = observe(health, step, scalars, sample_ids, position=position, settings=faults, directory=run.directory)
+    if step % run.config.train.log_every == 0:
+        health = move_limit(health, faults)
     if telemetry is not None:
         telemetry.log(step, scalars, kind="train")
     pending.clear()
+    return progress._replace(faults=health.faults, loss_average=health.average, loss_limit=health.limit)

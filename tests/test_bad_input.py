@@ -14,6 +14,7 @@ from PIL import Image
 from frozen_jax.config import from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.run import run
+from frozen_jax.sums import SUMS
 from frozen_jax.tools.caption import caption
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,7 @@ def lm_copy(tiny_lm, tmp_path, tiny_config):
     """A copy of the language model that a test may damage; `tiny_config` points to it."""
     copy = tmp_path / "lm"
     shutil.copytree(tiny_lm, copy)
+    (copy / SUMS).unlink()  # which would tell of any change before the readers see it
     tiny_config.lm.path = str(copy)
     return copy
 
@@ -172,16 +174,18 @@ def test_a_language_model_that_changed_since_training(workdir, tiny_lm, tmp_path
     from safetensors.numpy import load_file, save_file
 
     config, directory = workdir
-    saved = (tiny_lm / "model.safetensors").read_bytes()
+    saved = {name: (tiny_lm / name).read_bytes() for name in ("model.safetensors", SUMS)}
     tensors = load_file(tiny_lm / "model.safetensors")
     name = next(iter(tensors))
     tensors[name] = tensors[name] + np.float32(1e-3)
     try:
+        (tiny_lm / SUMS).unlink()
         save_file(tensors, tiny_lm / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(UserError, match="trained through language model"):
+        with pytest.raises(UserError, match=r"trained through language model /\S+ in float32 \(.*this run loads /"):
             run(from_config_dict(config), directory, mode="train")
     finally:
-        (tiny_lm / "model.safetensors").write_bytes(saved)
+        for name, content in saved.items():
+            (tiny_lm / name).write_bytes(content)
 
 
 def test_pictures_that_are_none(workdir, tmp_path):

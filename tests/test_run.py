@@ -80,12 +80,13 @@ def test_resuming_continues_bitwise(finished, tiny_lm, tmp_path, monkeypatch):
     """A run that dies after step 4 and starts again ends with the same bits and the same log as one that did not."""
     config, directory, _ = finished
 
-    def die_at_5(step, scalars, sample_ids):
+    def die_at_5(health, step, *_, **__):
         if step == 5:
             raise KeyboardInterrupt
+        return health
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("frozen_jax.train.check_finite", die_at_5)
+        patch.setattr("frozen_jax.train.observe", die_at_5)
         run(config, tmp_path / "w", mode="train")
     assert max(read_metrics(tmp_path / "w")) == 4
     run(config, tmp_path / "w", mode="train")

@@ -1,0 +1,58 @@
+"""SHA256SUMS: every change of a listed file is named; what ships is listed whole."""
+
+import random
+import shutil
+import subprocess
+
+import pytest
+
+from frozen_jax.build import PACKAGE
+from frozen_jax.errors import UserError
+from frozen_jax.language_model import load_lm
+from frozen_jax.sums import SUMS, verify_sums
+
+SHIPPED = sorted(path for path in (PACKAGE / "assets").iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def copy(tiny_lm, tmp_path):
+    return shutil.copytree(tiny_lm, tmp_path / "lm")
+
+
+@pytest.mark.parametrize("directory", SHIPPED, ids=lambda path: path.name)
+def test_what_ships_is_listed_and_whole(directory):
+    verify_sums(directory)
+    listed = {line.split()[1] for line in (directory / SUMS).read_text().splitlines()}
+    assert listed == {path.name for path in directory.iterdir()} - {SUMS, "README.md"}
+
+
+def test_every_flipped_bit_is_named(copy):
+    rng = random.Random(0)
+    listed = [line.split()[1] for line in (copy / SUMS).read_text().splitlines()]
+    assert set(listed) == {path.name for path in copy.iterdir()} - {SUMS}
+    for name in listed:
+        content = (copy / name).read_bytes()
+        for _ in range(20):
+            flipped = bytearray(content)
+            flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            (copy / name).write_bytes(flipped)
+            with pytest.raises(UserError, match=rf"/{name} is not what SHA256SUMS beside it lists"):
+                verify_sums(copy)
+        (copy / name).write_bytes(content)
+    load_lm(copy)
+    (copy / listed[-1]).unlink()
+    with pytest.raises(UserError, match=rf"{listed[-1]} .* lists .absent"):
+        load_lm(copy)
+
+
+@pytest.mark.parametrize("line", ["", "abc  config.json", f"{'0' * 64}  ../config.json", f"{'0' * 64}"])
+def test_a_damaged_list_is_refused_and_leads_nowhere(copy, line):
+    (copy / SUMS).write_text(f"{line}\n")
+    with pytest.raises(UserError, match="is damaged; restore the directory"):
+        verify_sums(copy)
+
+
+def test_the_systems_program_reads_the_list(copy):
+    if shutil.which("sha256sum") is None:
+        pytest.skip("needs sha256sum")
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=copy, check=True, capture_output=True)
