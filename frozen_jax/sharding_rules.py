@@ -70,9 +70,9 @@ VISION_RULES: Mapping[type, ShardingRules] = {
     ViT: (
         (r"vision/blocks/(query|key|value|up|down)/kernel", P(None, "fsdp")),  # L E …, L F E
         (r"vision/blocks/out/kernel", P(None, None, None, "fsdp")),  # L N H E
-        (r"vision/(patches|projection)/kernel", P("fsdp")),
+        (r"vision/(patches|projection|pool/(qkv|out|up|down))/kernel", P("fsdp")),
         (r"vision/positions", P(None, "fsdp")),
-        (r"vision/class_token", P()),
+        (r"vision/(class_token|pool/probe)", P()),
     ),
 }
 """Encoders by the class of their module. `tensor` cuts none of them: there it spreads pictures (`sharding.py`)."""

@@ -84,6 +84,8 @@ ENCODERS = {
     "vit": {},
     "vit-projected": {"family": "clip", "projection_width": 512},
     "vit-plain": {"family": "plain"},
+    "vit-siglip": {"family": "siglip"},
+    "efficientnet_lite0": {},
 }
 
 

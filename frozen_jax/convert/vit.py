@@ -1,5 +1,5 @@
-"""The table of a vision transformer's weights: Hugging Face's names of CLIP's image tower and of the plain ViT, and the
-names of our own exports, which are the same for both.
+"""The table of a vision transformer's weights: Hugging Face's names of CLIP's and SigLIP's image towers and of the
+plain ViT, and the names of our own exports, which are the same for CLIP's and the plain one.
 
 What a table is: `tables.py`; the module: `models/vit.py`.
 """
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from frozen_jax.convert.resnet import KernelRule
-from frozen_jax.convert.tables import LAYER, Rule, Table
+from frozen_jax.convert.tables import LAYER, Rule, Table, linear_rules
 from frozen_jax.models.vit import ViTConfig
 
 _CLIP_NAMES = {
@@ -54,6 +54,7 @@ _EXPORT_NAMES = {
 
 # What files hold beside the image tower: position numbers, the text tower, projections, heads for other tasks.
 _CLIP_OTHERS = r"embeddings\.position_ids|text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale"
+_SIGLIP_OTHERS = r"embeddings\.position_ids|text_model\..*|logit_scale|logit_bias"
 _PLAIN_OTHERS = r"pooler\.dense\.(weight|bias)|classifier\.(weight|bias)"
 
 
@@ -64,9 +65,11 @@ def vit_table(config: ViTConfig, *, exported: bool = False) -> Table:
         config: of the encoder.
         exported: the names in `assets/pytorch/modeling_frozen.py` in place of Hugging Face's.
     """
-    clip = config.family == "clip"
-    names = _EXPORT_NAMES if exported else _CLIP_NAMES if clip else _PLAIN_NAMES
-    rules = [*_embedding_rules(config, names, lead=not clip and not exported), *_block_rules(config, names)]
+    clip, siglip, plain = (config.family == family for family in ("clip", "siglip", "plain"))
+    names = _EXPORT_NAMES if exported else _PLAIN_NAMES if plain else _CLIP_NAMES
+    rules = [*_embedding_rules(config, names, lead=plain and not exported), *_block_rules(config, names)]
+    if siglip:
+        rules += _pool_rules(config)
     for norm in ("embed_norm", "final_norm") if clip else ("final_norm",):
         rules.extend(_norm_rules(norm, names[norm], config.width))
     if config.projection_width:
@@ -78,9 +81,9 @@ def vit_table(config: ViTConfig, *, exported: bool = False) -> Table:
     return Table(
         rules=tuple(rules),
         layers=config.layers,
-        prefixes=("vision_model.",) if clip else ("vit.",),
+        prefixes=("vit.",) if plain else ("vision_model.",),
         unprefixed=("visual_projection.weight",),
-        buffers=_CLIP_OTHERS if clip else _PLAIN_OTHERS,
+        buffers=_CLIP_OTHERS if clip else _SIGLIP_OTHERS if siglip else _PLAIN_OTHERS,
         tied=None,
     )
 
@@ -93,12 +96,29 @@ def _embedding_rules(config: ViTConfig, names: Mapping[str, str], *, lead: bool)
         KernelRule(
             "patches/kernel", f"{names['patches']}.weight", (patch * patch * 3, width), (width, 3, patch, patch)
         ),
-        Rule("class_token", names["class_token"], (width,), (1, 1, width) if lead else (width,)),
         Rule("positions", names["positions"], positions, (1, *positions) if lead else positions),
     ]
+    if config.family != "siglip":
+        rules.append(Rule("class_token", names["class_token"], (width,), (1, 1, width) if lead else (width,)))
     if config.family != "clip":
         rules.append(Rule("patches/bias", f"{names['patches']}.bias", (width,), (width,)))
     return rules
+
+
+def _pool_rules(config: ViTConfig) -> list[Rule]:
+    """Rules of SigLIP's pooling; torch keeps its query, key and value in one matrix."""
+    width, heads = config.width, (config.heads, config.head_width)
+    return [
+        Rule("pool/probe", "head.probe", (width,), (1, 1, width)),
+        Rule(
+            "pool/qkv/kernel", "head.attention.in_proj_weight", (width, 3, *heads), (3 * width, width), transposed=True
+        ),
+        Rule("pool/qkv/bias", "head.attention.in_proj_bias", (3, *heads), (3 * width,)),
+        *linear_rules("pool/out", "head.attention.out_proj", heads, (width,), bias=True),
+        *linear_rules("pool/up", "head.mlp.fc1", (width,), (config.mlp_width,), bias=True),
+        *linear_rules("pool/down", "head.mlp.fc2", (config.mlp_width,), (width,), bias=True),
+        *_norm_rules("pool/norm", "head.layernorm", width),
+    ]
 
 
 def _block_rules(config: ViTConfig, names: Mapping[str, str]) -> list[Rule]:

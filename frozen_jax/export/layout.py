@@ -51,12 +51,12 @@ def describe_vision(module: nn.Module) -> dict[str, Any]:
     Raises:
         UserError: `modeling_frozen.py` does not have this encoder.
     """
+    siglip = isinstance(module, ViT) and module.config.family == "siglip"
+    if siglip or not isinstance(module, ViT | ResNet | NFResNet):
+        kind = "SigLIP" if siglip else type(module).__name__
+        raise UserError(f"{kind} has no PyTorch side in exports; --format=stablehlo exports every encoder")
     if isinstance(module, ViT):
         return {"name": "vit", **dataclasses.asdict(module.config)}
-    if not isinstance(module, ResNet | NFResNet):
-        raise UserError(
-            f"{type(module).__name__} has no PyTorch side in exports; --format=stablehlo exports every encoder"
-        )
     name = "resnet" if isinstance(module, ResNet) else "nf_resnet"
     fields = [field.name for field in dataclasses.fields(module) if field.name not in _NOT_SETTINGS]
     return {"name": name, **{field: getattr(module, field) for field in fields}}

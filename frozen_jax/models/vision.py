@@ -155,7 +155,7 @@ def build_vit(
     """Builds a vision transformer; the defaults are CLIP ViT-B/32, 87,456,000 parameters.
 
     Args:
-        family: `clip` or `plain`; see `vit.ViTConfig` for all fields up to `projection_width`.
+        family: `clip`, `plain` or `siglip`; see `vit.ViTConfig` for all fields up to `projection_width`.
         image_size: side of the images in pixels.
         patch_size: side of a patch in pixels.
         width: of the tokens.
@@ -255,7 +255,7 @@ def build_vision(name: str, **options: Any) -> nn.Module:
 
 
 def vision_config_from_hf(config: Mapping[str, Any], *, projected: bool = False) -> dict[str, Any]:
-    """Reads a Hugging Face config.json of a CLIP (whole or its image tower), plain ViT or ResNet.
+    """Reads a Hugging Face config.json of a CLIP or SigLIP (whole or its image tower), plain ViT or ResNet.
 
     Args:
         config: the content of the file.
@@ -278,13 +278,19 @@ def vision_config_from_hf(config: Mapping[str, Any], *, projected: bool = False)
         if not isinstance(tower, Mapping):
             raise UserError("config.json of a clip model: vision_config is missing; it must describe the image tower")
         config = {**tower, "model_type": "clip_vision_model", "projection_dim": config.get("projection_dim", 512)}
+    if family == "siglip":
+        tower = config.get("vision_config")
+        if not isinstance(tower, Mapping):
+            raise UserError("config.json of a siglip model: vision_config is missing; it must describe the image tower")
+        config, family = {**tower, "model_type": "siglip_vision_model"}, "siglip_vision_model"
     if family == "resnet" and not projected:
         return {"name": "resnet50", **read_resnet_options(config)}
-    if family in ("clip", "clip_vision_model", "vit"):
+    if family in ("clip", "clip_vision_model", "siglip_vision_model", "vit"):
         return {"name": "vit", **read_vit_options(config, projected=projected)}
     raise UserError(
         f"config.json: model_type = {family!r}{' with a projected feature' if projected else ''} is not a vision "
-        "encoder of this project; it has clip, clip_vision_model, vit and resnet, and only CLIP can project its feature"
+        "encoder of this project; it has clip, clip_vision_model, siglip, siglip_vision_model, vit and resnet, and "
+        "only CLIP can project its feature"
     )
 
 

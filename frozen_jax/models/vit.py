@@ -1,14 +1,14 @@
-"""Vision transformers: CLIP's image tower and the plain ViT, imported with their pretrained weights.
+"""Vision transformers: CLIP's and SigLIP's image towers and the plain ViT, imported with their pretrained weights.
 
 Lives here: the config and the module. Names of the weights in files: `convert/vit.py`. The parts are those of the
 language models (`layers.py`). Next in the data flow: `prefix.py`.
 
-                clip                                            plain
-    patches     linear, no bias                                 linear with bias
-    before      LayerNorm                                       nothing
-    tokens      as the last layer leaves them                   LayerNorm
-    pooled      LayerNorm of the class token, then perhaps      class token of `tokens`
-                the projection into the space shared with text
+                clip                                            plain                       siglip
+    patches     linear, no bias                                 linear with bias            linear with bias
+    before      class token, LayerNorm                          class token                 nothing
+    tokens      as the last layer leaves them                   LayerNorm                   LayerNorm
+    pooled      LayerNorm of the class token, then perhaps      class token of `tokens`     a learnt probe attends to
+                the projection into the space shared with text                              `tokens`, then an MLP
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from frozen_jax.models.hf_config import FieldReader
 from frozen_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, attend, stack_layers
 from frozen_jax.models.pixels import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, VisionOutput, normalise
 
-FAMILIES = ("clip", "plain")
+FAMILIES = ("clip", "plain", "siglip")
 
 INIT_STD = 0.02
 
@@ -93,8 +93,8 @@ class ViTConfig:
 
     @property
     def tokens(self) -> int:
-        """M, patches and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        """M, patches and, but for siglip, the class token."""
+        return (self.image_size // self.patch_size) ** 2 + (self.family != "siglip")
 
 
 class ViTBlock(nn.Module):
@@ -125,6 +125,32 @@ class ViTBlock(nn.Module):
         return hidden + Projection("BSF,FD->BSD", mlp_shape[::-1], 1, True, INIT_STD, dtype, name="down")(inner), None
 
 
+class AttentionPool(nn.Module):
+    """SigLIP's pooling: one learnt probe attends to all tokens, and an MLP follows."""
+
+    config: ViTConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B M E"]) -> Float[Array, "B 1 E"]:
+        """Returns the pooled feature."""
+        config, dtype = self.config, self.dtype
+        width, heads, head_width = config.width, config.heads, config.head_width
+        probe = self.param("probe", nn.initializers.normal(INIT_STD), (width,), jnp.float32).astype(dtype)
+        first = jnp.broadcast_to(probe[None, None, :], (tokens.shape[0], 1, width))
+        project = Projection("BSD,DCNH->BSCNH", (width, 3, heads, head_width), 3, True, INIT_STD, dtype, name="qkv")
+        projected = project(jnp.concatenate([first, tokens], axis=1))
+        query, key, value = projected[:, :1, 0], projected[:, 1:, 1], projected[:, 1:, 2]
+        everything = jnp.ones((tokens.shape[0], 1, tokens.shape[1]), bool)
+        mixed = attend(query, key, value, mask=everything, scale=head_width**-0.5, dropout=lambda weights: weights)
+        pooled = Projection("BSNH,NHD->BSD", (heads, head_width, width), 1, True, INIT_STD, dtype, name="out")(mixed)
+        normed = LayerNorm(width, config.norm_epsilon, dtype=dtype, name="norm")(pooled)
+        shape = (width, config.mlp_width)
+        inner = Projection("BSD,DF->BSF", shape, 1, True, INIT_STD, dtype, name="up")(normed)
+        inner = ACTIVATIONS[config.activation](inner)
+        return pooled + Projection("BSF,FD->BSD", shape[::-1], 1, True, INIT_STD, dtype, name="down")(inner)
+
+
 class ViT(nn.Module):
     """Vision transformer over uint8 images.
 
@@ -134,7 +160,8 @@ class ViT(nn.Module):
         remat: "none", "full" or "dots", see `layers.stack_layers`.
         unroll: layers per step of the scan.
 
-    Source: Dosovitskiy et al., arXiv 2010.11929 (ViT); Radford et al., arXiv 2103.00020 (CLIP).
+    Source: Dosovitskiy et al., arXiv 2010.11929 (ViT); Radford et al., arXiv 2103.00020 (CLIP); Zhai et al., arXiv
+    2303.15343 (SigLIP).
     """
 
     config: ViTConfig
@@ -152,7 +179,7 @@ class ViT(nn.Module):
         """Encodes images; `tokens` has the class token first, then the patches, row by row.
 
         Args:
-            images: RGB, 0..255, of `image_size`; normalised with CLIP's constants, or to -1..1 for the plain family.
+            images: RGB, 0..255, of `image_size`; normalised with CLIP's constants, or to -1..1 for the others.
             deterministic: no effect, there is no dropout here; taken so that all encoders are called alike.
 
         Raises:
@@ -167,15 +194,18 @@ class ViT(nn.Module):
             )
         pixels = normalise(images, *((CLIP_MEAN, CLIP_STD) if clip else (HALF_MEAN, HALF_STD)), dtype)
         batch = images.shape[0]
-        patches = cut_patches(pixels, config.patch_size).reshape(batch, config.tokens - 1, -1)
+        patches = cut_patches(pixels, config.patch_size).reshape(batch, -1, config.patch_size**2 * 3)
         embed = Projection(
             "BSD,DE->BSE", (patches.shape[-1], config.width), 1, not clip, INIT_STD, dtype, name="patches"
         )
         normal = nn.initializers.normal(INIT_STD)
-        class_token = self.param("class_token", normal, (config.width,), jnp.float32).astype(dtype)
+        hidden = embed(patches)
+        if config.family != "siglip":
+            class_token = self.param("class_token", normal, (config.width,), jnp.float32).astype(dtype)
+            first = jnp.broadcast_to(class_token[None, None, :], (batch, 1, config.width))
+            hidden = jnp.concatenate([first, hidden], axis=1)
         positions = self.param("positions", normal, (config.tokens, config.width), jnp.float32).astype(dtype)
-        first = jnp.broadcast_to(class_token[None, None, :], (batch, 1, config.width))
-        hidden = jnp.concatenate([first, embed(patches)], axis=1) + positions[None, :, :]
+        hidden = hidden + positions[None, :, :]
         if clip:
             hidden = LayerNorm(config.width, config.norm_epsilon, dtype=dtype, name="embed_norm")(hidden)
         blocks = stack_layers(ViTBlock, layers=config.layers, remat=self.remat, unroll=self.unroll)
@@ -185,7 +215,9 @@ class ViT(nn.Module):
         final_norm = LayerNorm(config.width, config.norm_epsilon, dtype=dtype, name="final_norm")
         if not clip:
             hidden = final_norm(hidden)
-            return VisionOutput(hidden[:, 0].astype(jnp.float32), hidden)
+            siglip = config.family == "siglip"
+            pooled = AttentionPool(config, dtype, name="pool")(hidden) if siglip else hidden
+            return VisionOutput(pooled[:, 0].astype(jnp.float32), hidden)
         pooled = final_norm(hidden[:, :1])
         if config.projection_width:
             shape = (config.width, config.projection_width)
@@ -194,7 +226,7 @@ class ViT(nn.Module):
 
 
 def read_vit_options(config: Mapping[str, Any], *, projected: bool) -> dict[str, Any]:
-    """Reads the content of a Hugging Face config.json of `model_type` "vit" or "clip_vision_model".
+    """Reads the content of a Hugging Face config.json of a plain ViT or of the image tower of a CLIP or SigLIP.
 
     Args:
         config: the fields.
@@ -207,25 +239,32 @@ def read_vit_options(config: Mapping[str, Any], *, projected: bool) -> dict[str,
         UserError: a field is of the wrong type or not supported.
     """
     fields = FieldReader(config)
-    clip = fields.family != "vit"
+    family = {"vit": "plain", "siglip_vision_model": "siglip"}.get(fields.family, "clip")
+    clip = family == "clip"
+    fields.require("vision_use_head", True, reason="its pooled feature comes from that head")
     fields.require("num_channels", 3, reason="pictures are RGB")
     fields.require("qkv_bias", True, reason="attention without biases is not built here")
     # Dropout acts in training only, and imported encoders are trained without; the pooler and the decoder are heads.
     fields.ignore("attention_dropout", "dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
     fields.ignore("initializer_factor", "initializer_range", "encoder_stride", "pooler_act", "pooler_output_size")
     if not clip and projected:
-        raise UserError("a plain ViT has no projection; only CLIP's pooled feature can be projected")
+        raise UserError(f"a ViT of the family {family} has no projection; only CLIP's pooled feature can be projected")
     projection_width = fields.integer("projection_dim", default=512) if clip else 0
+    activation, epsilon = {
+        "clip": ("quick_gelu", 1e-5),
+        "plain": ("gelu", 1e-12),
+        "siglip": ("gelu_pytorch_tanh", 1e-6),
+    }[family]
     options = {
-        "family": "clip" if clip else "plain",
+        "family": family,
         "image_size": fields.integer("image_size", default=224),
         "patch_size": fields.integer("patch_size", default=32 if clip else 16),
         "width": fields.integer("hidden_size", default=768),
         "layers": fields.integer("num_hidden_layers", default=12),
         "heads": fields.integer("num_attention_heads", default=12),
         "mlp_width": fields.integer("intermediate_size", default=3072),
-        "activation": fields.choice("hidden_act", ACTIVATIONS, default="quick_gelu" if clip else "gelu"),
-        "norm_epsilon": fields.number("layer_norm_eps", default=1e-5 if clip else 1e-12),
+        "activation": fields.choice("hidden_act", ACTIVATIONS, default=activation),
+        "norm_epsilon": fields.number("layer_norm_eps", default=epsilon),
         "projection_width": projection_width if projected else 0,
     }
     fields.finish()

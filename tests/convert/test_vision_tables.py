@@ -24,6 +24,7 @@ CASES = {
     "clip": ("vit", VIT),
     "clip_projected": ("vit", {**VIT, "projection_width": 6}),
     "plain": ("vit", {**VIT, "family": "plain"}),
+    "siglip": ("vit", {**VIT, "family": "siglip"}),
 }
 
 

@@ -99,14 +99,14 @@ def build_network(lm, encoder):
     return FrozenModel(build_lm(config), build_vision(name, **options), prefix)
 
 
-def build_model(lm, encoder, tokenizer_directory, *, fit="pad", blind=False):
+def build_model(lm, encoder, tokenizer_directory):
     network = build_network(lm, encoder)
     shapes = jax.eval_shape(
         lambda key: {**network.init_vision(key, image_size=SIDE), **network.init_lm(key)}, jax.random.key(0)
     )
-    images = ImageOptions(size=SIDE, fit=fit)
+    images = ImageOptions(size=SIDE)
     params = jax.tree.map(jnp.asarray, draw(shapes))
-    return Model(network, params, Tokenizer.from_directory(tokenizer_directory), images, bos=True, blind=blind)
+    return Model(network, params, Tokenizer.from_directory(tokenizer_directory), images, bos=True)
 
 
 def save_run(config, directory):

@@ -207,6 +207,8 @@ def test_a_clip_tower_alone_loads_in_transformers(run, tmp_path):
 def test_an_encoder_without_a_pytorch_side_is_named():
     with pytest.raises(UserError, match="EfficientNetLite has no PyTorch side in exports; --format=stablehlo"):
         describe_vision(build_vision("efficientnet_lite0"))
+    with pytest.raises(UserError, match="SigLIP has no PyTorch side"):
+        describe_vision(build_vision("vit", family="siglip"))
 
 
 def test_stablehlo_gives_the_vectors_of_any_number_of_pictures(run, tmp_path):

@@ -110,7 +110,7 @@ def test_options_from_json_are_taken():
     [
         ({"model_type": "dinov2"}, False, "model_type = 'dinov2' is not a vision encoder of this project"),
         ({"model_type": "resnet"}, True, "model_type = 'resnet' with a projected feature"),
-        ({"model_type": "vit"}, True, "a plain ViT has no projection"),
+        ({"model_type": "vit"}, True, "a ViT of the family plain has no projection"),
         ({"model_type": "clip"}, False, "vision_config is missing"),
         ({"model_type": "resnet", "layer_type": "basic"}, False, "layer_type = 'basic' is not supported"),
         ({"model_type": "resnet", "downsample_in_bottleneck": True}, False, "downsample_in_bottleneck = True"),
@@ -130,3 +130,10 @@ def test_whole_clip_is_read_from_its_image_tower():
     options = vision_config_from_hf(config, projected=True)
     assert (options["name"], options["patch_size"], options["projection_width"]) == ("vit", 16, 6)
     assert vision_config_from_hf(config)["projection_width"] == 0
+
+
+def test_whole_siglip_is_read_from_its_image_tower():
+    options = vision_config_from_hf({"model_type": "siglip", "text_config": {}, "vision_config": {"patch_size": 16}})
+    assert (options["name"], options["family"], options["patch_size"]) == ("vit", "siglip", 16)
+    with pytest.raises(UserError, match="vision_config is missing"):
+        vision_config_from_hf({"model_type": "siglip"})

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection, ViTConfig, ViTModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from frozen_jax.convert.tables import export_tensors, import_tensors
 from frozen_jax.convert.vit import vit_table
@@ -45,7 +53,17 @@ def build_plain(projected):
     return draw_model(ViTModel, config), build_vision(**vision_config_from_hf(config.to_dict())), PLAIN_PIXELS
 
 
-CASES = {"clip": (build_clip, False), "clip_projected": (build_clip, True), "plain": (build_plain, False)}
+def build_siglip(projected):
+    config = SiglipVisionConfig(**SIZES)
+    return draw_model(SiglipVisionModel, config), build_vision(**vision_config_from_hf(config.to_dict())), PLAIN_PIXELS
+
+
+CASES = {
+    "clip": (build_clip, False),
+    "clip_projected": (build_clip, True),
+    "plain": (build_plain, False),
+    "siglip": (build_siglip, False),
+}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -97,6 +115,7 @@ def run_torch(kind, model, pixels):
         "clip": lambda: output.pooler_output,
         "clip_projected": lambda: output.image_embeds,
         "plain": lambda: output.last_hidden_state[:, 0],
+        "siglip": lambda: output.pooler_output,
     }[kind]()
     return pooled, output.last_hidden_state
 
