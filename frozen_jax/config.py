@@ -1,9 +1,9 @@
 """Every setting, its default and its rule. `configs/*.py` start from `default_config()`; `main` converts once.
 
-The dataclasses below, and those of `data_settings.py`, `evaluate_settings.py` and `fault_settings.py`, are the only place
-of defaults. `default_config()` shows them to a user as a locked `ml_collections.ConfigDict`, so that files and flags
-(`--config.train.steps=100`) can change but not misspell them; `from_config_dict`, the one reader of a ConfigDict, turns
-that back and refuses unknown keys, wrong types and contradictions. Next: `main.py`.
+The dataclasses below, and those of `data_settings.py`, `evaluate_settings.py` and `fault_settings.py`, are the only
+place of defaults. `default_config()` shows them to a user as a locked `ml_collections.ConfigDict`, so that files and
+flags (`--config.train.steps=100`) can change but not misspell them; `from_config_dict`, the one reader of a ConfigDict,
+turns that back and refuses unknown keys, wrong types and contradictions. Next: `main.py`.
 """
 
 from __future__ import annotations
