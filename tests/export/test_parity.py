@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import frozen_jax
+from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.export.check import check_round_trip, compare, import_modeling, sample_prompts
 from frozen_jax.export.write import CLASS, MODELING, widen, write_pytorch
@@ -43,6 +44,8 @@ def test_logits_greedy_tokens_and_every_bit(lm, encoder, tiny_lm, tmp_path, mode
     model = export(build_model(lm, encoder, tiny_lm), tmp_path)
     check_round_trip(model, tmp_path)
     torch_model, processor = load_torch(modeling, tmp_path)
+    without = {*torch_model.state_dict()} - {*SafetensorsDirectory(tmp_path)}
+    assert without <= {"language_model.lm_head.weight"}, "drawn at random instead of loaded"
     prompts = sample_prompts(model)
     result = compare(model, torch_model, processor, prompts)
     assert result.logit_difference <= 1e-4 and result.deviation > 0.2

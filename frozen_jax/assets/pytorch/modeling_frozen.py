@@ -224,7 +224,11 @@ class NFResNet(nn.Module):
 
 
 class FixedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that always uses its stored statistics, in training too."""
+    """Batch normalisation that always uses its stored statistics, in training too, and counts no batches."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.num_batches_tracked = None
 
     def train(self, mode=True):
         return super().train(False)
@@ -365,19 +369,14 @@ class FrozenForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Vision encoder, prefix and language model."""
 
     config_class = FrozenConfig
-    main_input_name = "input_ids"
 
     def __init__(self, config):
         super().__init__(config)
         self.vision = ENCODERS[config.vision_config["name"]](config.vision_config)
-        self.language_model = None
-        embeddings = config.text_config.vocab_size, config.text_config.hidden_size
-        if config.language_model is None:
-            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-            embeddings = self.language_model.get_input_embeddings().weight.shape
-        elif getattr(config.text_config, "word_embed_proj_dim", None):
-            embeddings = embeddings[0], config.text_config.word_embed_proj_dim
-        self.prefix = Prefix(config.prefix_config, self.vision.width, embeddings[1])
+        text = config.text_config
+        self.language_model = AutoModelForCausalLM.from_config(text) if config.language_model is None else None
+        width = getattr(text, "word_embed_proj_dim", None) or text.hidden_size  # OPT's words may be narrower
+        self.prefix = Prefix(config.prefix_config, self.vision.width, width)
         self.post_init()
 
     @classmethod
