@@ -277,7 +277,7 @@ def test_one_beam_is_greedy(stop_ids: tuple[int, ...]) -> None:
     config = DecodeConfig(STEPS, stop_ids=stop_ids)
     greedy = generate(module, params, embeddings, mask, config=config)
 
-    stops = np.array(stop_ids or (decode.NO_TOKEN,), np.int32)
+    stops = jnp.array(stop_ids or (decode.NO_TOKEN,), jnp.int32)
     choose = jax.jit(functools.partial(decode._choose_beams, config=config, stops=stops))
     state = decode._start_beams(len(LENGTHS), config)
     for step in range(STEPS):
