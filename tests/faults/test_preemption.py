@@ -167,7 +167,7 @@ while :; do sleep 0.05; done
 
 @pytest.mark.parametrize(("signals", "status", "saved"), [("TERM", 143, 2), ("INT", 130, 2), ("INT INT", 130, 0)])
 def test_the_launcher_lets_all_processes_save(tmp_path, signals, status, saved):
-    """An interrupt, sent to the launcher alone; the processes ignore those from the keyboard, as a shell starts them."""
+    """An interrupt, sent to the launcher alone: processes that a shell starts ignore those from the keyboard."""
     program = tmp_path / "python"
     program.write_text(SAVER)
     program.chmod(0o755)
