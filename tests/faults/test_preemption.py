@@ -155,6 +155,41 @@ def test_no_metadata_server_ends_the_watch(monkeypatch):
     assert not stop.asked
 
 
+# The launcher of several processes, with a stand-in for Python
+
+SAVER = """#!/usr/bin/env bash
+if [[ $1 == -c ]]; then echo 12345; exit; fi
+trap 'sleep 0.5; touch "$SAVED/$JAX_PROCESS_ID"; exit 143' TERM
+echo started
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize(("signals", "status", "saved"), [("TERM", 143, 2), ("INT", 130, 2), ("INT INT", 130, 0)])
+def test_the_launcher_lets_all_processes_save(tmp_path, signals, status, saved):
+    """An interrupt, sent to the launcher alone: processes that a shell starts ignore those from the keyboard."""
+    program = tmp_path / "python"
+    program.write_text(SAVER)
+    program.chmod(0o755)
+    (tmp_path / "saved").mkdir()
+    environment = os.environ | {"PYTHON": str(program), "SAVED": str(tmp_path / "saved")}
+    command = ["launch/local_multihost.sh", "2", f"--workdir={tmp_path}/w"]
+    launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    try:
+        assert launcher.stdout.readline() == b"started\n"
+        other = tmp_path / "w/logs/process_1.log"
+        while not (other.exists() and other.read_text()):
+            time.sleep(0.01)
+        for name in signals.split():
+            launcher.send_signal(signal.Signals[f"SIG{name}"])
+            time.sleep(0.2)
+        assert launcher.wait(timeout=60) == status
+    finally:
+        launcher.kill()
+        launcher.stdout.close()
+    assert len(os.listdir(tmp_path / "saved")) == saved
+
+
 # Runs
 
 

@@ -8,6 +8,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -139,3 +140,17 @@ def test_a_disk_that_fails_at_any_call_is_one_line_and_harms_nothing(tmp_path, d
         if not reached:
             break
     assert refused > 5 and calls > refused / 2
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    """Order comes from the steps' numbers: a clock that runs backwards by hours is nobody's business."""
+    times = iter(range(2_000_000_000, 0, -10_000))
+    monkeypatch.setattr(time, "time", lambda: float(next(times)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(times) * 10**9)
+    checkpoints = Checkpoints(tmp_path, keep=2, fingerprint="lm", config_digest="config")
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"a": jnp.full((64, 64), step, jnp.float32)}, position={"step": step})
+    checkpoints.close()
+    assert next(times) < 2_000_000_000 - 10_000  # somebody did look at the clock
+    assert open_checkpoints(tmp_path).steps() == [2, 3]
+    assert check_whole(tmp_path) == 3
