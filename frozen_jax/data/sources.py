@@ -46,10 +46,12 @@ def _scene_text(seed: str) -> DescribedScenes:
     return DescribedScenes(SCENES, seed=_read_number("scene_text", seed))
 
 
-def _binding_text(seed: str, presentations: str = "12") -> BindingTexts:
-    return BindingTexts(
-        SCENES, seed=_read_number("binding_text", seed), presentations=_read_number("presentations", presentations)
-    )
+def _binding_text(seed: str, presentations: str = "10", other_things: str = "0.0") -> BindingTexts:
+    number = _read_number("binding_text", seed)
+    try:
+        return BindingTexts(SCENES, seed=number, presentations=int(presentations), other_things=float(other_things))
+    except ValueError as error:
+        raise UserError(f"data: an option of binding_text is no number ({error})") from error
 
 
 def _read_number(kind: str, text: str) -> int:

@@ -1,12 +1,14 @@
 """Binding texts: what they say is true, and they are laid out as the few-shot prompts are."""
 
+import collections
+import itertools
 import re
 
 import numpy as np
 import pytest
 
 from frozen_jax.config import DataSettings
-from frozen_jax.data.binding import NAMES, PAPER_NAMES, QUERY, BindingTexts, write_episode
+from frozen_jax.data.binding import COLOURS, NAMES, PAPER_NAMES, QUERY, SHAPES, BindingTexts, write_episode
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.sources import open_source
 from frozen_jax.data.text import RowLayout
@@ -35,7 +37,8 @@ def test_a_record_is_a_pure_function_of_seed_and_number():
 @pytest.mark.parametrize(("ways", "shots", "repeats"), [(2, 1, 0), (2, 3, 1), (5, 1, 0), (5, 5, 3), (3, 2, 2)])
 def test_an_episode_is_laid_out_as_a_few_shot_prompt(ways, shots, repeats, induced):
     rng = np.random.default_rng(0)
-    text = text_of(write_episode(rng, ways=ways, shots=shots, repeats=repeats, questions=1, induced=induced))
+    things = list(zip(COLOURS, itertools.cycle(SHAPES)))[:ways]
+    text = text_of(write_episode(things, rng, shots=shots, repeats=repeats, questions=1, induced=induced))
     support = PRESENTATION.findall(text.removeprefix(text.split(".")[0] + ".") if induced else text)
     assert len(support) == ways * shots * (1 + repeats)
     asked = re.search(rf" (\w+ \w+) {re.escape(QUERY)} (\w+)$", text)
@@ -55,15 +58,17 @@ def test_an_episode_is_laid_out_as_a_few_shot_prompt(ways, shots, repeats, induc
 
 
 def test_every_name_with_loss_follows_from_the_text_before_it():
-    episodes = captions = 0
+    kinds = collections.Counter()
     source = BindingTexts(300, seed=3)
     for index in range(300):
         turns = source.record(index).turns
-        if "This is a" not in turns[0][0]:
-            (given, predicted), captions = turns[0], captions + 1
-            assert set(given.split()) <= set(re.findall(r"\w+", predicted)) and len(given.split()) == 2
+        if turns[0][1].strip() not in NAMES:
+            kinds["caption" if len(turns) == 1 else "descriptions"] += 1
+            for given, predicted in turns:
+                adjective, noun = re.match(r"\.? (\w+) (\w+)", given).groups()
+                assert {adjective, noun} <= set(re.findall(r"\w+", predicted))
             continue
-        episodes += 1
+        kinds["episode"] += 1
         before = ""
         for given, predicted in turns:
             before += given
@@ -71,7 +76,7 @@ def test_every_name_with_loss_follows_from_the_text_before_it():
             (shown,) = re.findall(r"(\w+ \w+) (?:Q: What is this\? A: )?This is a$", before)
             assert known[frozenset(shown.split())] == predicted.strip() in NAMES
             before += predicted
-    assert episodes > 200 and captions > 30
+    assert kinds["episode"] > 170 and kinds["descriptions"] > 50 and kinds["caption"] > 15
 
 
 def test_names_mean_nothing():
@@ -82,7 +87,7 @@ def test_names_mean_nothing():
         for words, name in PRESENTATION.findall(text):
             given.setdefault(name, set()).add(words)
     assert set(given) == set(NAMES) and set(PAPER_NAMES) < set(NAMES)
-    assert min(map(len, given.values())) > 20
+    assert {len(words) for words in given.values()} == {len(COLOURS) * len(SHAPES)}
 
 
 def test_loss_lies_on_the_names_alone():
@@ -103,8 +108,13 @@ def test_loss_lies_on_the_names_alone():
 
 
 def test_the_source_by_its_line():
-    assert open_source("binding_text:4?presentations=9").record(7) == BindingTexts(8, seed=4, presentations=9).record(7)
-    with pytest.raises(UserError, match="presentations"):
-        open_source("binding_text:4?presentations=3")
-    with pytest.raises(UserError, match="whole number"):
-        open_source("binding_text:x")
+    made = BindingTexts(8, seed=4, presentations=9, other_things=0.5)
+    assert open_source("binding_text:4?presentations=9&other_things=0.5").record(7) == made.record(7)
+    for line, message in (
+        ("4?presentations=3", "4 presentations or more"),
+        ("4?other_things=2", "a share"),
+        ("4?other_things=x", "no number"),
+        ("x", "whole number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_source(f"binding_text:{line}")
