@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,13 @@ def choose_dtype(name: str, *, platform: str = "") -> np.dtype:
     if name == "auto":
         name = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     return np.dtype(jnp.dtype(name))
+
+
+def resolve_dtype(config: Config) -> Config:
+    """Says in a config what "auto" means here, so that a run's `config.json` holds for other devices too: what was
+    trained in bfloat16 on a TPU is loaded in bfloat16 on a CPU, through the same language model bit for bit."""
+    compute: Any = str(choose_dtype(config.lm.dtype))
+    return dataclasses.replace(config, lm=dataclasses.replace(config.lm, dtype=compute))
 
 
 def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embedding_rms: float) -> FrozenModel:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -34,6 +33,7 @@ from jax.experimental import multihost_utils
 
 from frozen_jax.digests import digest_arrays
 from frozen_jax.errors import UserError
+from frozen_jax.orbax_noise import silencing_dropped_reads
 
 FORMAT = 2
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -319,7 +319,7 @@ class Checkpoints:
 
     def _read(self, step: int, item: str, args: Any) -> Any:
         try:
-            with _silencing_dropped_reads():
+            with silencing_dropped_reads():
                 return self._orbax.restore(self.directory / str(step), args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:  # Orbax and TensorStore raise of many kinds, and bad bytes may meet any of them.
             cause: BaseException = error
@@ -397,35 +397,6 @@ class Checkpoints:
                 f"{self.directory}: the checkpoint of step {step} could not be written: {reason}; complete "
                 f"checkpoints ({have}) are intact: make space or mend the disk, then start the command again"
             ) from error
-
-
-class _RaisedLater(logging.Filter):
-    """Drops Orbax's tracebacks of failed background work: `wait` raises the same failure as one line."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
-
-
-logging.getLogger("absl").addFilter(_RaisedLater())
-
-
-@contextmanager
-def _silencing_dropped_reads() -> Iterator[None]:
-    """Keeps the reads that Orbax drops unfinished when one fails from printing a traceback each.
-
-    They end at any time after that, so the hook stays for good when the body raises.
-    """
-    previous = sys.unraisablehook
-
-    def report(unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)
-        dropped = code is not None and f"{os.sep}orbax{os.sep}" in code.co_filename
-        if not dropped and str(unraisable.exc_value) != "Event loop is closed":
-            previous(unraisable)
-
-    sys.unraisablehook = report
-    yield
-    sys.unraisablehook = previous
 
 
 def _find_free(path: Path) -> Path:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from frozen_jax.abstract import abstract_batch
 from frozen_jax.answers import Answers
 from frozen_jax.api import Model
-from frozen_jax.build import Towers, build_towers
+from frozen_jax.build import Towers, build_towers, resolve_dtype
 from frozen_jax.chips import find_chip
 from frozen_jax.config import FREE_SECTIONS, Config, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
@@ -74,12 +74,13 @@ def run(config: Config, directory: Path, *, mode: str, stop: StopRequest | None 
     """
     start = time.monotonic()
     stop = stop or StopRequest()
+    given, config = config, resolve_dtype(config)
     if mode == "eval" and not (directory / "checkpoints").is_dir():
         raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
     with Workdir(directory, to_dict(config), free=FREE_SECTIONS) as workdir:
         wait_for_all("workdir")  # the first process has made it
         seeing = fit(config, workdir.path, mode=mode, stop=stop)
-        report = Report(config, seeing.trained, jax.devices()[0].device_kind)
+        report = Report(given, seeing.trained, jax.devices()[0].device_kind)
         for name in ("train", "validation"):
             report.add("bad_items", **{name: report_bad_items((workdir.path / BAD_ITEMS).glob(f"{name}.*.jsonl"))})
         report.add("frozen", lm_sha256_before=seeing.lm_sha256_before, lm_sha256_after=seeing.lm_sha256_after)

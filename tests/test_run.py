@@ -60,6 +60,8 @@ def test_a_run_writes_everything(finished):
     there = {path.name for path in directory.iterdir()}
     assert {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "report.json", "report.md"} <= there
     assert json.loads((directory / "report.json").read_text()) == report
+    # What "auto" was, so that another kind of device loads the model as it was trained.
+    assert json.loads((directory / "config.json").read_text())["lm"]["dtype"] == "float32"
     assert list(read_metrics(directory)) == [2, 3, 4, 6]
     measured = {"examples_per_s", "step_time_s", "input_wait_s"}
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
