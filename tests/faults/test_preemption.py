@@ -38,7 +38,11 @@ with stop.saving():
 """
 
 
-def start_waiter(phase, *, save_s=0.0, before=""):
+HEAR_INTERRUPTS = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""Tests may themselves be started in the background, where a shell has interrupts ignored."""
+
+
+def start_waiter(phase, *, save_s=0.0, before=HEAR_INTERRUPTS):
     command = [sys.executable, "-c", before + WAITER, phase, str(save_s)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     for line in ("listening", *(["holding"] if phase == "holding" else [])):
@@ -173,7 +177,8 @@ def test_the_launcher_lets_all_processes_save(tmp_path, signals, status, saved):
     program.chmod(0o755)
     (tmp_path / "saved").mkdir()
     environment = os.environ | {"PYTHON": str(program), "SAVED": str(tmp_path / "saved")}
-    command = ["launch/local_multihost.sh", "2", f"--workdir={tmp_path}/w"]
+    launch = [sys.executable, "-c", HEAR_INTERRUPTS + "os.execv(sys.argv[1], sys.argv[1:])"]
+    command = [*launch, "launch/local_multihost.sh", "2", f"--workdir={tmp_path}/w"]
     launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     try:
         assert launcher.stdout.readline() == b"started\n"
