@@ -150,6 +150,8 @@ def prepared(tmp_path_factory):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(pictures / "a.png")
     (pictures / "a.txt").write_text("a black picture")
     cut_lm, mixed_lm, bert = copy_lm("cut_lm"), copy_lm("mixed_lm"), copy_lm("bert")
+    for directory in (mixed_lm, bert):  # put together by hand, not damaged: without a list of digests
+        (directory / "SHA256SUMS").unlink()
     weights = (cut_lm / "model.safetensors").read_bytes()
     (cut_lm / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     tokenizer = json.loads((mixed_lm / "tokenizer.json").read_text("utf-8"))

@@ -21,10 +21,12 @@ def count_faults():
     x = jnp.ones((4500, 4))  # the square product takes 81 MB, more than any but the main store can hold
     for _ in range(20):  # until everything has found its place
         add_up(x).block_until_ready()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    faults = []
     for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         add_up(x).block_until_ready()
-    print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(int(kept), sorted(faults)[2])  # the median: an array that is freed late on a busy machine moves once
 
 thread = threading.Thread(target=count_faults)  # as XLA's own threads, which have no store of their own then
 thread.start()
@@ -55,8 +57,8 @@ def test_kept_memory_is_not_asked_for_again():
     kept, faults = map(int, run_python(ADD_UP, "keep"))
     assert kept
     _, faults_without = map(int, run_python(ADD_UP, "return"))
-    # 5 runs with at least one array of 19,775 pages each.
-    assert faults_without > 90_000
+    # An array has 19,775 pages.
+    assert faults_without > 18_000
     assert faults < faults_without / 20
 
 
