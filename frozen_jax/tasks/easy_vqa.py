@@ -44,7 +44,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
                 draw_samples(directory / "samples.png", tests, captions, answers)
     vqa |= score_baselines(tests)
     vqa["text_oracle"] = score_text_oracle(models.seeing, tests)["accuracy"]
-    caption |= describe_captioned(tests)
+    caption |= {"exact_match": caption["seeing"]["exact_match"]} | describe_captioned(tests)
     return Measured({"vqa": vqa, "caption": caption, "decoding": describe_decoding(config)}, samples)
 
 
