@@ -74,15 +74,7 @@ def make_peer(options: argparse.Namespace, model: FrozenModel, params: Params) -
     def run(prompts: Any) -> np.ndarray:
         embeddings = torch.tensor(np.asarray(prompts, np.float32), device=lm.device).to(dtype)
         seen = torch.ones(embeddings.shape[:2], dtype=torch.long, device=lm.device)
-        with torch.inference_mode():
-            tokens = lm.generate(
-                inputs_embeds=embeddings,
-                attention_mask=seen,
-                max_new_tokens=options.words,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        return tokens.cpu().numpy()
+        return torch_peer.decode_greedily(lm, embeddings, seen, words=options.words)
 
     return run
 

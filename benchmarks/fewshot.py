@@ -91,15 +91,8 @@ def make_peer(
         order = np.argsort(batch.numbers)
 
         def run() -> list[str]:
-            with torch.inference_mode():
-                tokens = lm.generate(
-                    inputs_embeds=embeddings,
-                    attention_mask=seen,
-                    max_new_tokens=options.words,
-                    do_sample=False,
-                    pad_token_id=0,
-                )
-            return list(map(model.tokenizer.decode, tokens.cpu().numpy()[order].tolist()))
+            tokens = torch_peer.decode_greedily(lm, embeddings, seen, words=options.words)
+            return list(map(model.tokenizer.decode, tokens[order].tolist()))
 
         return run
 

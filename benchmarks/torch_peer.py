@@ -161,3 +161,20 @@ class TorchFrozen(torch.nn.Module):
         hidden = self.lm.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         logits = self.lm.get_output_embeddings()(hidden[:, self.slots - 1 : -1])
         return functional.cross_entropy(logits.flatten(0, 1).float(), words.flatten())
+
+
+def decode_greedily(lm: Any, embeddings: torch.Tensor, mask: torch.Tensor, *, words: int) -> np.ndarray:
+    """Returns the `words` tokens that transformers' `generate` makes after prompts given as embeddings.
+
+    Args:
+        lm: of `torch_lm`.
+        embeddings: [rows, S, D], on its device and of its dtype.
+        mask: i64[rows, S], 0 on padding, which is on the left.
+        words: new tokens.
+    """
+    with torch.inference_mode():
+        tokens = lm.generate(
+            inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=words, do_sample=False, pad_token_id=0
+        )
+    found: np.ndarray = tokens.cpu().numpy()
+    return found

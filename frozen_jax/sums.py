@@ -35,7 +35,7 @@ def verify_sums(directory: Path) -> None:
         # The name of a file here, as `format_sums` writes it: a damaged list must not lead elsewhere.
         if not name or Path(name).name != name or len(expected) != 64:
             raise UserError(f"{path}: the line {line[:80]!r} is damaged; restore the directory, or remove that file")
-        found = _digest(file) if file.is_file() else "absent"
+        found = digest_file(file) if file.is_file() else "absent"
         if found != expected:
             raise UserError(
                 f"{file} is not what {SUMS} beside it lists ({found[:16]}, not {expected[:16]}): it is damaged or was "
@@ -43,8 +43,11 @@ def verify_sums(directory: Path) -> None:
             )
 
 
+def digest_file(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _digest(content: bytes | Path) -> str:
-    if isinstance(content, Path):
-        with content.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(content).hexdigest()
+    return digest_file(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()

@@ -250,12 +250,12 @@ def _take_steps(run: _Run, state: TrainState, progress: Progress) -> TrainState:
     )
     pending: list[Pending] = []
     vote = Vote(run.placement.mesh)
+    vocab_size = run.model.lm.config.vocab_size
     window = ProfileWindow(run.directory / "profile", start=config.profile.start, steps=config.profile.steps)
     with stop.saving(), contextlib.closing(telemetry), contextlib.closing(window):
         for position, batch in telemetry.time_input(run.training.iterate(Position(progress.epoch, progress.used))):
             if progress.finished:
                 break
-            vocab_size = run.model.lm.config.vocab_size
             validate(batch, prefix_length=run.model.prefix_length, vocab_size=vocab_size)
             step = progress.step + 1
             window.before(step)
@@ -271,9 +271,10 @@ def _take_steps(run: _Run, state: TrainState, progress: Progress) -> TrainState:
             due = done or evaluating or step % config.checkpoint.every == 0
             stopping = vote.any_said(step, stop.asked)
             progress = progress._replace(step=step, epoch=position.epoch, used=position.index)
-            if step % settings.log_every == 0 or due or stopping:
+            logging = due or step % settings.log_every == 0
+            if logging or stopping:
                 # A stop adds no line: the log shall be that of a run that was not stopped.
-                progress = _flush(run, pending, progress, telemetry if step % settings.log_every == 0 or due else None)
+                progress = _flush(run, pending, progress, telemetry if logging else None)
             if not (due or stopping):
                 continue
             if evaluating:

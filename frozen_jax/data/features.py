@@ -27,6 +27,7 @@ from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.loading import ImageLoader
 from frozen_jax.data.records import FileSlice, ImageData, RecordError, Source
 from frozen_jax.errors import UserError
+from frozen_jax.sums import digest_file
 
 PICTURES_PER_FILE = 1024
 """What an interruption costs at most, in each process: 3 MB of features 768 wide."""
@@ -120,9 +121,7 @@ class FeatureFiles:
         there = set()
         try:
             for number, path, digest in self._list():
-                with path.open("rb") as file:
-                    sound = hashlib.file_digest(file, "sha256").hexdigest() == digest
-                if sound:
+                if digest_file(path) == digest:
                     there.add(number)
                 else:
                     path.unlink(missing_ok=True)  # another process may have been first

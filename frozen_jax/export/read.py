@@ -22,7 +22,6 @@ from frozen_jax.export.layout import (
     PREPROCESSOR,
     VERIFIED,
     build_described,
-    digest_file,
     fingerprint_tensors,
     read_tensors,
 )
@@ -31,6 +30,7 @@ from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.state import Params
+from frozen_jax.sums import digest_file
 from frozen_jax.tokenizer import Tokenizer
 from frozen_jax.workdir import read_json
 

@@ -35,7 +35,6 @@ from frozen_jax.export.layout import (
     PREPROCESSOR,
     WEIGHTS,
     describe_vision,
-    digest_file,
     fingerprint_tensors,
     name_tensors,
 )
@@ -44,6 +43,7 @@ from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vit import ViT
 from frozen_jax.quantise import dequantise_lm
+from frozen_jax.sums import digest_file
 from frozen_jax.workdir import write_json_atomic, write_text_atomic
 
 MODELING = PACKAGE / "assets" / "pytorch" / "modeling_frozen.py"
