@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from jax.sharding import PartitionSpec
 
 from frozen_jax.lora import FACTORS
+from frozen_jax.models.bert import BERT
 from frozen_jax.models.efficientnet import EfficientNetLite
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.gpt2 import GPT2
@@ -47,6 +48,14 @@ LM_RULES: Mapping[type, ShardingRules] = {
     OPT: (
         (r"lm/embed/embedding", P("tensor", "fsdp")),
         (r"lm/(positions/embedding|project_(in|out)/kernel)", P(None, "fsdp")),
+        _SEPARATE_QKV,
+        _ATTENTION_OUT,
+        (r"lm/blocks/up/kernel", P(None, "fsdp", "tensor")),
+        _MLP_DOWN,
+    ),
+    BERT: (
+        (r"lm/embed/embedding", P("tensor", "fsdp")),
+        (r"lm/(positions|types)/embedding", P(None, "fsdp")),
         _SEPARATE_QKV,
         _ATTENTION_OUT,
         (r"lm/blocks/up/kernel", P(None, "fsdp", "tensor")),

@@ -60,7 +60,7 @@ class Tokenizer:
         The tables come from `tokenizer.json`, else from `vocab.json` with `merges.txt` (GPT-2's and OPT's byte-level
         BPE). Each special id is taken from the first of these files that has its key, a null there meaning none:
         `tokenizer_config.json`, `special_tokens_map.json` (tokens as text), `generation_config.json`, `config.json`
-        (ids; the first of a list).
+        (ids; the first of a list). A BERT's [CLS] and [SEP] stand for the two where no file has them.
 
         Raises:
             UserError: no tokenizer in the directory, a file that cannot be parsed, or a special token that is not in
@@ -90,8 +90,8 @@ class Tokenizer:
         try:
             return cls(
                 backend,
-                bos_id=_find_special_id(backend, directory, "bos"),
-                eos_id=_find_special_id(backend, directory, "eos"),
+                bos_id=_find_special_id(backend, directory, "bos", "cls"),
+                eos_id=_find_special_id(backend, directory, "eos", "sep"),
             )
         except UserError as error:
             raise UserError(f"{directory}: {error}") from None
@@ -209,8 +209,17 @@ def _set_byte_level(backend: tokenizers.Tokenizer, *, split_digits: bool, add_pr
     backend.decoder = decoders.ByteLevel()
 
 
-def _find_special_id(backend: tokenizers.Tokenizer, directory: Path, name: str) -> int | None:
-    """Looks a special token up in the order that `Tokenizer.from_directory` documents."""
+def _find_special_id(backend: tokenizers.Tokenizer, directory: Path, *names: str) -> int | None:
+    """Looks a special token up by the first of its names that a file has, as `Tokenizer.from_directory` documents."""
+    for name in names:
+        found, stated = _find_stated(backend, directory, name)
+        if stated:
+            return found
+    return None
+
+
+def _find_stated(backend: tokenizers.Tokenizer, directory: Path, name: str) -> tuple[int | None, bool]:
+    """Returns the id that the first file with this name gives, and whether there is such a file."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         stated = _read_json(directory / file)
         if f"{name}_token" in stated:
@@ -222,7 +231,7 @@ def _find_special_id(backend: tokenizers.Tokenizer, directory: Path, name: str) 
                 raise UserError(
                     f"{file} names {name}_token {token!r}, which the vocabulary lacks; are these files of two models?"
                 )
-            return found
+            return found, True
     for file in ("generation_config.json", "config.json"):
         stated = _read_json(directory / file)
         if f"{name}_token_id" in stated:
@@ -230,8 +239,8 @@ def _find_special_id(backend: tokenizers.Tokenizer, directory: Path, name: str) 
             value = value[0] if isinstance(value, list) and value else value
             if value is not None and type(value) is not int:
                 raise UserError(f"{file} has {name}_token_id {value!r}; it must be an integer, a list of them, or null")
-            return value
-    return None
+            return value, True
+    return None, False
 
 
 def _read_json(path: Path) -> dict[str, Any]:

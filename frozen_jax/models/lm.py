@@ -1,7 +1,8 @@
 """Language models of all families behind one interface: config, module, cache.
 
-Lives here: the choice of a family by `model_type`. Its config and module are in `gpt2.py`, `opt.py`, `llama.py`;
-loading weights in `frozen_jax/language_model.py`. Every module has, all usable through `module.apply(..., method="…")`:
+Lives here: the choice of a family by `model_type`. Its config and module are in `gpt2.py`, `opt.py`, `llama.py` and
+`bert.py`; loading weights in `frozen_jax/language_model.py`. Every module has, all usable through
+`module.apply(..., method="…")`:
 
     embed(tokens)                                          [B, S]    → [B, S, D]   what a prefix stands beside
     stack(embeddings, *, positions, mask, cache, …)        [B, S, D] → [B, S, D]   layers and final norm; OPT's
@@ -10,6 +11,7 @@ loading weights in `frozen_jax/language_model.py`. Every module has, all usable 
     __call__(tokens)                                       [B, S]    → [B, S, V]   unpadded texts; used by `init`
 
 D is the width of the token embeddings (`config.embed_width`), which OPT-350m's layers (`config.width`) do not have.
+`bert.py` has no `logits` and no cache: it reads texts for a fusion (`fusion.py`).
 With a cache, S new positions are written at `cache_index`, for all rows alike (prompts are left-padded), and `mask` has
 the cache's K columns; without, K = S.
 """
@@ -23,12 +25,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from frozen_jax.errors import UserError
+from frozen_jax.models.bert import BERT, BERTConfig
 from frozen_jax.models.gpt2 import GPT2, GPT2Config
 from frozen_jax.models.layers import REMAT_POLICIES, Cache, DType
 from frozen_jax.models.llama import Llama, LlamaConfig
 from frozen_jax.models.opt import OPT, OPTConfig
 
-LMConfig: TypeAlias = GPT2Config | OPTConfig | LlamaConfig
+LMConfig: TypeAlias = GPT2Config | OPTConfig | LlamaConfig | BERTConfig
 """Hyperparameters of one language model. All have vocab_size, embed_width, width, layers, kv_heads, head_width,
 max_positions, bos_token_id, eos_token_id (a tuple) and to_hf()."""
 
@@ -39,9 +42,10 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], LMConfig]] = {
     "mistral": LlamaConfig.from_hf,
     "qwen2": LlamaConfig.from_hf,
     "smollm3": LlamaConfig.from_hf,
+    "bert": BERTConfig.from_hf,
 }
 
-_MODULES: Mapping[type, type[nn.Module]] = {GPT2Config: GPT2, OPTConfig: OPT, LlamaConfig: Llama}
+_MODULES: Mapping[type, type[nn.Module]] = {GPT2Config: GPT2, OPTConfig: OPT, LlamaConfig: Llama, BERTConfig: BERT}
 
 
 def lm_config_from_hf(config: Mapping[str, Any]) -> LMConfig:
