@@ -114,6 +114,7 @@ def abstract_batch(config: Config, mesh: AnyMesh) -> Batch:
         loss_mask=describe(jnp.float32, *positions),
         sample_ids=describe(jnp.int32, config.train.batch_size),
         segments=describe(jnp.int32, *positions) if pack > 1 else None,
+        labels=describe(jnp.int32, rows) if config.fusion.kind else None,
     )
 
 

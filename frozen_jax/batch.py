@@ -43,6 +43,7 @@ class Batch(NamedTuple):
             where a row holds several pairs, so that their number is a multiple of B.
         segments: for rows that hold several independent pairs the number of the pair that each position belongs to,
             from 1, and 0 on padding: attention and positions stay within one. None: a row is one text.
+        labels: number of each row's class, -1 for one that is none of them; None where words are predicted.
     """
 
     images: UInt8[Array | np.ndarray, "B I height width 3"] | Float32[Array | np.ndarray, "B I E"]
@@ -50,6 +51,7 @@ class Batch(NamedTuple):
     loss_mask: Float32[Array | np.ndarray, "B S"]
     sample_ids: Int32[Array | np.ndarray, " examples"]
     segments: Int32[Array | np.ndarray, "B S"] | None = None
+    labels: Int32[Array | np.ndarray, " B"] | None = None
 
 
 def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:

@@ -16,7 +16,9 @@ from frozen_jax.config import Config
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import LanguageModel, fingerprint_params, load_lm
 from frozen_jax.lora import draw_lora
+from frozen_jax.models.bert import BERTConfig
 from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.fusion import Fusion
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.vision import build_vision
@@ -98,6 +100,15 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
     lm = build_lm(lm_config, dtype=compute, remat=config.lm.remat)
     if not config.vision.name:
         return FrozenModel(lm)
+    vision = build_vision(config.vision.name, dtype=compute, **config.vision.options)
+    fusion = config.fusion
+    if fusion.kind:
+        if not fusion.classes:
+            raise UserError("config.fusion.classes is (): the network has an output for each; name them")
+        made = Fusion(fusion.kind, fusion.classes, fusion.width, dropout=fusion.dropout, dtype=compute)
+        return FrozenModel(lm, vision, fusion=made)
+    if isinstance(lm_config, BERTConfig):
+        raise UserError(f"config.lm.path={config.lm.path!r} is a BERT, which predicts no words; set fusion.kind")
     prefix = Prefix(
         length=config.prefix.length,
         width=lm_config.embed_width,
@@ -107,7 +118,7 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
         dropout=config.prefix.dropout,
         dtype=compute,
     )
-    return FrozenModel(lm, build_vision(config.vision.name, dtype=compute, **config.vision.options), prefix)
+    return FrozenModel(lm, vision, prefix)
 
 
 def resolve_path(path: str) -> str:
@@ -139,6 +150,10 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     lm = _load(config, corpus, dtype=np.dtype(np.float32) if lm_trains else compute)
     if lm.tokenizer is None:
         raise UserError(f"config.lm.path={config.lm.path!r} has no tokenizer; put tokenizer.json beside the weights")
+    if config.fusion.kind and lm.tokenizer.eos_id is None:
+        raise UserError(
+            f"config.fusion.kind: the tokenizer of {config.lm.path!r} has no token that ends a text; add one"
+        )
     root = jax.random.key(config.seed)
     lm_rng, vision_rng = jax.random.split(root)
     lm_params = lm.params

@@ -1,9 +1,9 @@
 """Every setting, its default and its rule. `configs/*.py` start from `default_config()`; `main` converts once.
 
-The dataclasses below, and those of `data_settings.py`, `evaluate_settings.py` and `fault_settings.py`, are the only
-place of defaults. `default_config()` shows them to a user as a locked `ml_collections.ConfigDict`, so that files and
-flags (`--config.train.steps=100`) can change but not misspell them; `from_config_dict`, the one reader of a ConfigDict,
-turns that back and refuses unknown keys, wrong types and contradictions. Next: `main.py`.
+The dataclasses below, and those of the other `*_settings.py`, are the only place of defaults. `default_config()` shows
+them to a user as a locked `ml_collections.ConfigDict`, so that files and flags (`--config.train.steps=100`) can change
+but not misspell them; `from_config_dict`, the one reader of a ConfigDict, turns that back and refuses unknown keys,
+wrong types and contradictions. Next: `main.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 from frozen_jax.fault_settings import FaultSettings, check_faults
+from frozen_jax.fusion_settings import FusionSettings, check_fusion
 
 FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile")
 """Sections that may differ from one start of a run to the next: how it is guarded, what is measured, where it runs."""
@@ -189,6 +190,7 @@ class Config:
     lm: LMSettings = field(default_factory=LMSettings)
     vision: VisionSettings = field(default_factory=VisionSettings)
     prefix: PrefixSettings = field(default_factory=PrefixSettings)
+    fusion: FusionSettings = field(default_factory=FusionSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -327,6 +329,7 @@ def _check(config: Config) -> None:
     check_data(config.data, require)
     check_evaluate(config.evaluate, require)
     check_faults(config.faults, require)
+    check_fusion(config.fusion, require)
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
@@ -384,6 +387,18 @@ def _check(config: Config) -> None:
             given = getattr(config.vision, option)
             require(not given, f"vision.{option}", given, "there is no encoder that it is about; set vision.name")
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
+    if config.fusion.kind:
+        rule = f"fusion.kind={config.fusion.kind!r} names one class for a picture and a text"
+        for name, value, wanted in (
+            ("data.pack", config.data.pack, 1),
+            ("data.pair_probability", config.data.pair_probability, 0.0),
+            ("train.embedding_noise", config.train.embedding_noise, 0.0),
+        ):
+            require(value == wanted, name, value, f"{rule} and has no use for this; set it to {wanted!r}")
+        require(bool(config.vision.name), "vision.name", "", f"{rule}; name an encoder")
+        cached = config.vision.feature_cache if config.fusion.kind == "cross_attention" else ""
+        rule = "cross_attention looks at the places of a picture, of which cached features know nothing; leave it empty"
+        require(not cached, "vision.feature_cache", cached, rule)
     sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
     rule = "it must be a number of devices, or -1 for those that the other axes leave"
     for axis, size in sizes.items():

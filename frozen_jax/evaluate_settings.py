@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from frozen_jax.prompt import EOS, IMAGE_MARK
 
-TaskName = Literal["none", "easy_vqa", "scene_text", "caption", "vqa", "fewshot", "fewshot_text", "classify"]
+TaskName = Literal["none", "easy_vqa", "scene_text", "caption", "vqa", "fewshot", "fewshot_text", "classify", "fusion"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,17 @@ class ClassifySettings:
 
 
 @dataclass(frozen=True)
+class FusionTaskSettings:
+    """Classes of items with a picture and a text, by a model of `config.fusion`.
+
+    Attributes:
+        source: records that give items, one line as in `data.train`; "" takes `data.validation`.
+    """
+
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """What the report measures after training, and what `--mode=eval` measures of a trained model.
 
@@ -114,8 +125,8 @@ class EvaluateSettings:
 
     Attributes:
         task: `none`; `easy_vqa` (zero-shot questions, caption exact match); `scene_text` (the text stage's oracle);
-            `fewshot_text` (the few-shot grid by the text oracle alone); `caption`, `vqa`, `fewshot`, `classify` as
-            their sections below.
+            `fewshot_text` (the few-shot grid by the text oracle alone); `caption`, `vqa`, `fewshot`, `classify`,
+            `fusion` as their sections below.
         blind_control: train the same model on black images too and report it beside the seeing one.
         report: name of the report's files, so that several evaluations of a run stand side by side.
         examples: at most so many test questions, pictures or episodes, the first; 0 is all.
@@ -135,6 +146,7 @@ class EvaluateSettings:
     vqa: VQASettings = field(default_factory=VQASettings)
     fewshot: FewShotSettings = field(default_factory=FewShotSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
+    fusion: FusionTaskSettings = field(default_factory=FusionTaskSettings)
 
 
 _TEMPLATES: Mapping[str, tuple[tuple[str, ...], int]] = {

@@ -22,6 +22,7 @@ from frozen_jax.chips import find_chip
 from frozen_jax.config import FREE_SECTIONS, Config, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
 from frozen_jax.data.features import FeatureTable
+from frozen_jax.data.items import list_classes, word_items
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.records import Source
 from frozen_jax.data.sources import open_splits
@@ -75,7 +76,7 @@ def run(config: Config, directory: Path, *, mode: str, stop: StopRequest | None 
     """
     start = time.monotonic()
     stop = stop or StopRequest()
-    given, config = config, resolve_dtype(config)
+    given, config = config, resolve_classes(resolve_dtype(config))
     if mode == "eval" and not (directory / "checkpoints").is_dir():
         raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
     with Workdir(directory, to_dict(config), free=FREE_SECTIONS) as workdir:
@@ -150,6 +151,15 @@ def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fit
     return Fitted(model, trained, before, after)
 
 
+def resolve_classes(config: Config) -> Config:
+    """Names in a config the classes that the training records of a fusion have, for its `config.json` to hold them."""
+    if not config.fusion.kind or config.fusion.classes:
+        return config
+    source, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
+    named = dataclasses.replace(config.fusion, classes=list_classes(source, config.fusion))
+    return dataclasses.replace(config, fusion=named)
+
+
 def count_work(config: Config, towers: Towers, mesh: Mesh) -> dict[str, float]:
     """Returns what `train` needs to report MFU; nothing for a device without a known peak, such as a CPU."""
     chip = find_chip(mesh.devices.flat[0].device_kind)
@@ -181,7 +191,7 @@ def make_pipeline(
     share, shares = share_of_rows(mesh)
     return Pipeline(
         source,
-        text=word_rows(data),
+        text=word_items(config.fusion) if config.fusion.kind else word_rows(data),
         encode=towers.tokenizer.encode,
         layout=RowLayout(
             max_tokens=data.max_tokens,
@@ -200,6 +210,7 @@ def make_pipeline(
             pair_probability=data.pair_probability,
             buckets=data.buckets,
             processes=data.processes,
+            classes=config.fusion.classes if config.fusion.kind else (),
             process_index=share,
             process_count=shares,
         ),

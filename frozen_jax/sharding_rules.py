@@ -89,6 +89,8 @@ VISION_RULES: Mapping[type, ShardingRules] = {
 
 PREFIX_RULES: ShardingRules = ((r"prefix/projection/kernel", P("fsdp")),)  # E (P D)
 
+FUSION_RULES: ShardingRules = ((r"fusion/[a-z]+/kernel", P()),)  # a few hundred numbers wide
+
 WHOLE = r"(.*/)?(bias|scale|gain|skip_gain|mean|var)"
 """Vectors and numbers: less than 1 % of any model's bytes, whole on every device."""
 
@@ -107,6 +109,8 @@ def list_sharding_rules(model: FrozenModel, params: Params) -> ShardingRules:
         rules += VISION_RULES[type(model.vision)]
     if model.prefix is not None:
         rules += PREFIX_RULES
+    if model.fusion is not None:
+        rules += FUSION_RULES
     for tower in params:
         # A model without a single bias or norm has none of these, and a rule must match something.
         if any(re.fullmatch(f"{tower}/{WHOLE}", path) for path in flatten({tower: params[tower]})):

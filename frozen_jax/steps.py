@@ -105,6 +105,37 @@ def loss_fn(
     return LossParts(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
 
 
+def class_loss(
+    params: Params,
+    model: FrozenModel,
+    batch: Batch,
+    *,
+    rng: Key[Array, ""] | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008 (immutable)
+) -> LossParts:
+    """Loss of the class that a fusion names for each picture with its text; rows without a class carry none.
+
+    Args:
+        params: the whole tree, {"lm": …, "vision": …, "fusion": …}.
+        batch: with labels.
+        rng: turns dropout on (training); None for evaluation.
+        options: training switches.
+    """
+    assert batch.labels is not None
+    labels = jnp.asarray(batch.labels)
+    weights = jnp.max(jnp.asarray(batch.loss_mask), axis=1) * (labels >= 0)
+    _, logits = model.fuse(params, batch.images, batch.tokens, rng=rng)
+    targets = jax.nn.one_hot(labels, logits.shape[1])  # zeros for none
+    losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, options.label_smoothing))
+    correct = (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
+    return LossParts(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
+
+
+def choose_loss(model: FrozenModel) -> Callable[..., LossParts]:
+    """Returns what a model is trained by: the words of its texts, or the classes that its fusion names."""
+    return loss_fn if model.fusion is None else class_loss
+
+
 TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
@@ -128,8 +159,10 @@ def make_train_step(
             where the loss is larger or where loss or gradient is not finite.
     """
 
+    measure = choose_loss(model)
+
     def sum_loss(trainable: Params, frozen: Params, batch: Batch, rng: Any) -> tuple[Array, LossParts]:
-        parts = loss_fn(merge(trainable, frozen), model, batch, rng=rng, options=options)
+        parts = measure(merge(trainable, frozen), model, batch, rng=rng, options=options)
         return parts.loss_sum, parts
 
     gradient = jax.grad(sum_loss, has_aux=True)
@@ -174,6 +207,6 @@ def make_eval_step(model: FrozenModel) -> Callable[[Params, Params, Batch], Loss
     """Builds `step(trainable, frozen, batch) -> LossParts`, without dropout or training switches."""
 
     def step(trainable: Params, frozen: Params, batch: Batch) -> LossParts:
-        return loss_fn(merge(trainable, frozen), model, batch)
+        return choose_loss(model)(merge(trainable, frozen), model, batch)
 
     return step

@@ -52,6 +52,7 @@ class PipelineOptions:
         cache_bytes: prepared pictures are kept in memory if the whole set needs at most this.
         processes: processes that decode pictures; 0 = threads, which about four cores' worth of decoding saturates.
         prefetch: batches made ahead by the background thread.
+        classes: names of the classes whose numbers stand in the batches, in order; () = no labels.
         process_index: this host's number.
         process_count: number of hosts; batch_size must be a multiple of it.
     """
@@ -69,6 +70,7 @@ class PipelineOptions:
     cache_bytes: int = CACHE_BYTES
     processes: int = 0
     prefetch: int = 2
+    classes: tuple[str, ...] = ()
     process_index: int = 0
     process_count: int = 1
 
@@ -140,6 +142,7 @@ class Pipeline:
         self.source, self.options = source, options
         self.bad = BadItems() if bad is None else bad
         self._text, self._encode, self._layout = text, CachedEncoder(encode), layout
+        self._numbers = {name: number for number, name in enumerate(options.classes)}
         self._features, self._loader = features, None
         if options.images is not None and not options.blind and features is None:
             self._loader = ImageLoader(
@@ -241,7 +244,10 @@ class Pipeline:
             real = np.ones(len(samples), bool)
         pieces = [self._piece(text, loss=bool(loss)) for text, loss in zip(texts, real, strict=True)]
         ids = np.where(real, samples, -1)
-        return lay_out_batch(images, pieces, ids, layout=self._layout, pack=options.pack, paired=paired)
+        batch = lay_out_batch(images, pieces, ids, layout=self._layout, pack=options.pack, paired=paired)
+        if not options.classes:
+            return batch
+        return batch._replace(labels=np.array([self._numbers.get(text.label, -1) for text in texts], np.int32))
 
     def _black(self, rows: int) -> np.ndarray:
         if self.options.images is None:
@@ -269,7 +275,7 @@ class Pipeline:
         text = self._text(record, sample_rng(self.options.seed, epoch, sample, stream="text"))
         if isinstance(text, str):
             text = Text(text)
-        if text is None or not text.target.strip():
+        if text is None or not (text.target.strip() or text.label):
             message = f"data: record {record.id} has no usable text; remove it or set data.on_bad='replace'"
             return Bad("no text", message)
         return text

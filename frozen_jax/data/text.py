@@ -26,11 +26,13 @@ class Text(NamedTuple):
         target: is to be predicted (a caption, an answer).
         prompt: stands before it and carries no loss ("Question: what shape is in the image? Answer:"); may be empty.
         turns: (prompt, target) stretches that stand before both, without marks between them.
+        label: what the example is, where a class is to be named and no word predicted (`fusion`); the target is empty.
     """
 
     target: str
     prompt: str = ""
     turns: tuple[tuple[str, str], ...] = ()
+    label: str = ""
 
 
 class Piece(NamedTuple):

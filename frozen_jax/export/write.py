@@ -80,6 +80,8 @@ def widen(model: Model) -> Model:
         UserError: it was trained on text alone.
     """
     network = model.network
+    if network.fusion is not None:
+        raise UserError("this run names classes by config.fusion; what is exported reads pictures into words")
     if network.vision is None or network.prefix is None:
         raise UserError(
             "this run trained a language model on text alone; save that with frozen_jax.language_model.save_lm"

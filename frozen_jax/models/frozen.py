@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Key, UInt8
 
 from frozen_jax.batch import PAD, SLOT
+from frozen_jax.models.fusion import Fusion
 from frozen_jax.models.masks import positions_from_segments, segment_mask
 from frozen_jax.models.pixels import VisionOutput
 from frozen_jax.models.prefix import Prefix
@@ -49,11 +50,13 @@ class FrozenModel:
         lm: language model (`models.lm`).
         vision: encoder (`models.vision`); None for text alone, or where features stand in the place of pictures.
         prefix: pooled feature to P vectors, or None for text alone.
+        fusion: what names a class by picture and text; there is no prefix then, and no word is predicted.
     """
 
     lm: nn.Module
     vision: nn.Module | None = None
     prefix: Prefix | None = None
+    fusion: Fusion | None = None
 
     @property
     def prefix_length(self) -> int:
@@ -61,14 +64,19 @@ class FrozenModel:
         return self.prefix.length if self.prefix is not None else 0
 
     def init_vision(self, rng: Key[Array, ""], *, image_size: int) -> Params:
-        """Draws the parameters of encoder and prefix: {"vision": …, "prefix": …}, or {} without an encoder."""
-        if self.vision is None or self.prefix is None:
+        """Draws the parameters of encoder and prefix, or fusion: {"vision": …, "prefix": …}, {} without an encoder."""
+        if self.vision is None:
             return {}
         vision_rng, prefix_rng = jax.random.split(rng)
         images = jnp.zeros((1, image_size, image_size, 3), jnp.uint8)
-        vision = self.vision.init(vision_rng, images)["params"]
-        pooled = jnp.zeros((1, self.vision.width), jnp.float32)
-        return {"vision": vision, "prefix": self.prefix.init(prefix_rng, pooled)["params"]}
+        seen, drawn = self.vision.init_with_output(vision_rng, images)
+        params = {"vision": drawn["params"]}
+        if self.prefix is not None:
+            params["prefix"] = self.prefix.init(prefix_rng, seen.pooled)["params"]
+        if self.fusion is not None:
+            states, present = jnp.zeros((1, 2, self.lm.config.embed_width)), jnp.ones((1, 2), bool)
+            params["fusion"] = self.fusion.init(prefix_rng, states, present, seen.pooled, seen.tokens)["params"]
+        return params
 
     def init_lm(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters of a language model that is trained from scratch: {"lm": …}."""
@@ -95,11 +103,42 @@ class FrozenModel:
         self, params: Params, images: UInt8[Array, "R height width 3"], *, rng: Key[Array, ""] | None = None
     ) -> Float32[Array, "R E"]:
         """Returns the encoder's pooled features; with `rng` dropout is on."""
+        return self.look(params, images, rng=rng).pooled
+
+    def look(
+        self, params: Params, images: UInt8[Array, "R height width 3"], *, rng: Key[Array, ""] | None = None
+    ) -> VisionOutput:
+        """Returns all that the encoder says; with `rng` dropout is on."""
         assert self.vision is not None
         keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
         vision = {"params": gather(params["vision"])}
-        seen = self.vision.apply(vision, images, deterministic=rng is None, rngs=keys)
-        return cast(VisionOutput, seen).pooled
+        return cast(VisionOutput, self.vision.apply(vision, images, deterministic=rng is None, rngs=keys))
+
+    def fuse(
+        self,
+        params: Params,
+        images: UInt8[Array | np.ndarray, "B 1 height width 3"] | Float32[Array | np.ndarray, "B 1 E"],
+        tokens: Int[Array | np.ndarray, "B S"],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> tuple[Float32[Array, "B W"], Float32[Array, "B C"]]:
+        """Fuses pictures, or their features, with texts, and scores every class; with `rng` dropout is on."""
+        assert self.fusion is not None
+        flat = constrain(jnp.asarray(images)[:, 0], "pictures")
+        seen = VisionOutput(flat, flat[:, None]) if self.vision is None else self.look(params, flat, rng=rng)
+        present = input_mask(tokens)
+        states = self.run_lm(params, self.embed(params, tokens, None), present.astype(jnp.int32))
+        keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 4)}
+        made = self.fusion.apply(
+            {"params": gather(params["fusion"])},
+            constrain(states, "embeddings"),
+            present,
+            seen.pooled,
+            seen.tokens,
+            deterministic=rng is None,
+            rngs=keys,
+        )
+        return cast(tuple[Array, Array], made)
 
     def embed(
         self, params: Params, tokens: Int[Array | np.ndarray, "B S"], prefixes: Float[Array, "B I P D"] | None

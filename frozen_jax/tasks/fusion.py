@@ -1,0 +1,138 @@
+"""Classes, and neighbours of the same class, of items that have a picture and a text (`config.fusion`).
+
+Figures in percent. The ablation over kinds of fusion is `benchmarks/fusion_table.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from frozen_jax.api import Model
+from frozen_jax.config import Config
+from frozen_jax.data.items import list_items
+from frozen_jax.data.records import Source
+from frozen_jax.data.sources import open_source, open_splits
+from frozen_jax.errors import UserError
+from frozen_jax.fusing import Fused, fuse
+from frozen_jax.metrics.retrieval import score_direction
+from frozen_jax.prompt import Image
+from frozen_jax.tasks.controls import Models, images_of, read_records, shuffle_without_fixed_points, source_line
+from frozen_jax.tasks.samples import Measured, collect_samples
+
+GALLERY = 1000
+"""Most items among which neighbours are looked for, the first."""
+
+
+class Item(NamedTuple):
+    """One item: picture by number, text, class."""
+
+    picture: int
+    text: str
+    label: str
+
+
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
+    """Names the class of every item, and looks for items of the same class by the fused vectors.
+
+    A neighbour counts if it is of the same class and of another picture. Items of a class that training did not have
+    count as wrong.
+
+    Raises:
+        UserError: the model has no fusion, or the source no item.
+    """
+    line = source_line(config, config.evaluate.fusion.source)
+    records = read_records(open_source(line), most=0)
+    items = [
+        Item(picture, text, label)
+        for picture, record in enumerate(records)
+        for text, label in list_items(record, config.fusion)
+    ][: config.evaluate.examples or None]
+    if not items:
+        raise UserError(f"evaluate.fusion.source={line!r} has no item of the kind {config.fusion.item!r}; name another")
+    pictures = images_of(records)
+    classes = list_class_names(models.seeing)
+    training, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
+    figures: dict[str, Any] = {
+        "source": line,
+        "kind": config.fusion.kind,
+        "classes": len(classes),
+        "n": len(items),
+        "chance": round(100 / len(classes), 2),
+        **_score_baselines(training, items, config),
+    }
+    views = [("blind" if models.seeing.blind else "seeing", models.seeing, list(range(len(pictures))))]
+    if not models.seeing.blind and len(pictures) > 1:
+        views.append(("shuffled", models.seeing, shuffle_without_fixed_points(len(pictures), seed=config.seed)))
+    if models.blind is not None:
+        views.append(("blind", models.blind, views[0][2]))
+    samples = []
+    for name, model, order in views:
+        fused = fuse(model, [(pictures[order[item.picture]], item.text) for item in items])
+        guesses = [classes[number] for number in fused.probabilities.argmax(axis=1)]
+        hits = [guess == item.label for guess, item in zip(guesses, items, strict=True)]
+        figures[name] = {"top_1": _percent(hits), **_score_neighbours(fused, items)}
+        if not samples:
+            prompts = [(Image(item.picture), item.text) for item in items]
+            truths = [[item.label] for item in items]
+            samples = collect_samples("fusion", prompts, guesses, truths, hits, pictures=pictures, seed=config.seed)
+    return Measured({"fusion": figures}, samples)
+
+
+def list_class_names(model: Model) -> tuple[str, ...]:
+    """Returns the names of a fusion's classes, in the order of its probabilities.
+
+    Raises:
+        UserError: the model has no fusion.
+    """
+    if model.network.fusion is None:
+        raise UserError("evaluate.task='fusion': this model predicts words; train one with config.fusion.kind")
+    return model.network.fusion.classes
+
+
+def _score_baselines(training: Source, items: Sequence[Item], config: Config) -> dict[str, float]:
+    """Naming the commonest class, and the commonest class with each text, both counted on the training items."""
+    overall: Counter[str] = Counter()
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(len(training)):
+        for text, label in list_items(training.record(index), config.fusion):
+            overall[label] += 1
+            by_text[text][label] += 1
+    guesses = [by_text.get(item.text, overall).most_common(1)[0][0] for item in items]
+    majority = overall.most_common(1)[0][0]
+    return {
+        "majority": _percent([item.label == majority for item in items]),
+        "question_only": _percent([guess == item.label for guess, item in zip(guesses, items, strict=True)]),
+    }
+
+
+def _score_neighbours(fused: Fused, items: Sequence[Item]) -> dict[str, Any]:
+    """Recall of an item of the same class and another picture among the first 1 and 5 by cosine, beside its chance."""
+    chosen = items[:GALLERY]
+    vectors = fused.vectors[: len(chosen)] / np.linalg.norm(fused.vectors[: len(chosen)], axis=1, keepdims=True)
+    similarity = vectors @ vectors.T
+    pictures, labels = np.array([item.picture for item in chosen]), np.array([item.label for item in chosen])
+    other = pictures[:, None] != pictures[None, :]
+    relevant = (labels[:, None] == labels[None, :]) & other
+    asked = relevant.any(axis=1)
+    if not asked.any():
+        return {}
+    # What belongs to the same picture stands behind everything.
+    scores = score_direction(np.where(other, similarity, -2.0)[asked], relevant[asked], ks=(1, 5))
+    return {
+        "neighbours": {
+            "gallery": len(chosen),
+            "queries": int(asked.sum()),
+            "r_1": round(100 * scores.recall[1], 2),
+            "r_5": round(100 * scores.recall[5], 2),
+            "chance_r_1": round(100 * scores.chance[1], 2),
+        }
+    }
+
+
+def _percent(hits: Sequence[bool]) -> float:
+    return round(100 * float(np.mean(hits)), 2)

@@ -1,0 +1,214 @@
+"""Fusion of a picture and a text: what each kind reads, that the text side stays, labels, and a run from end to end."""
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import frozen_jax
+from frozen_jax.batch import PAD, Batch
+from frozen_jax.build import build_towers
+from frozen_jax.config import OptimSettings, from_config_dict
+from frozen_jax.data.items import list_classes, list_items, word_items
+from frozen_jax.data.records import MemorySource, Question, Record
+from frozen_jax.errors import UserError
+from frozen_jax.fusing import fuse
+from frozen_jax.fusion_settings import FusionSettings
+from frozen_jax.language_model import fingerprint_params
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.fusion import KINDS, Fusion
+from frozen_jax.models.lm import build_lm, lm_config_from_hf
+from frozen_jax.models.vision import build_vision
+from frozen_jax.optim import list_label_rules, make_optimiser
+from frozen_jax.run import run
+from frozen_jax.state import TrainState, flatten, match_rules, split
+from frozen_jax.steps import LossOptions, class_loss, make_train_step
+from tests.models.lm_cases import FAST_COMPILE
+
+CLASSES = ("red", "blue", "green")
+
+TOKENS = np.array([[0, 5, 7, 0, PAD], [0, 9, 0, PAD, PAD], [0, 4, 4, 6, 0]], np.int32)
+
+BATCH = Batch(
+    images=jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16, 3), np.uint8)),
+    tokens=jnp.asarray(TOKENS),
+    loss_mask=jnp.asarray(np.eye(5, dtype=np.float32)[[3, 2, 4]]),  # the end of each text
+    sample_ids=jnp.arange(3, dtype=jnp.int32),
+    labels=jnp.asarray([2, 0, 1], jnp.int32),
+)
+
+LMS = {
+    "gpt2": {"model_type": "gpt2", "vocab_size": 12, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2},
+    "bert": {
+        "model_type": "bert",
+        "vocab_size": 12,
+        "max_position_embeddings": 16,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    },
+}
+
+
+@functools.cache
+def make_towers(kind, lm="gpt2"):
+    """Towers with the rules that training uses."""
+    vision = build_vision("nf_resnet_small", widths=(8,), depths=(1,), stem_width=8)
+    model = FrozenModel(build_lm(lm_config_from_hf(LMS[lm])), vision, fusion=Fusion(kind, CLASSES, 16))
+    init = jax.jit(
+        lambda a, b: {**model.init_lm(a), **model.init_vision(b, image_size=16)}, compiler_options=FAST_COMPILE
+    )
+    params = init(jax.random.key(0), jax.random.key(1))
+    return model, params, list_label_rules(params, lm_trains=False)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
+def score(model, params, images, tokens):
+    return model.fuse(params, images, tokens)[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_reads_what_its_name_says(kind):
+    """Text alone does not see the picture, the picture alone not the text."""
+    model, params, _ = make_towers(kind)
+    logits = np.asarray(score(model, params, BATCH.images, BATCH.tokens))
+    other_picture = np.asarray(score(model, params, 255 - BATCH.images, BATCH.tokens))
+    other_text = np.asarray(score(model, params, BATCH.images, BATCH.tokens.at[:, 1].set(3)))
+    assert np.array_equal(logits, other_picture) == (kind == "text")
+    assert np.array_equal(logits, other_text) == (kind == "image")
+
+
+@pytest.mark.parametrize("kind", ["text", "cross_attention"])
+def test_a_fusion_trains_beside_a_text_side_that_does_not(kind):
+    """Bit for bit; all of the fusion and, where it looks at pictures, of the encoder moves."""
+    model, params, rules = make_towers(kind)
+    trainable, frozen = split(params, match_rules(params, rules, what="test"))
+    assert set(frozen) == {"lm"} and set(trainable) == {"vision", "fusion"}
+    optimiser = make_optimiser(OptimSettings(learning_rate=1e-2), rules, steps=3)
+    step = jax.jit(
+        make_train_step(model, optimiser, accumulate=1, options=LossOptions()), compiler_options=FAST_COMPILE
+    )
+    before, losses = fingerprint_params(frozen), []
+    state = TrainState(trainable, optimiser.init(trainable))
+    for _ in range(3):
+        state, metrics = step(state, frozen, BATCH, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[0] and fingerprint_params(frozen) == before
+    start = flatten(trainable)
+    still = {path for path, leaf in flatten(state.trainable).items() if np.array_equal(leaf, start[path])}
+    assert not {path for path in still if path.startswith("fusion/")}
+    assert all(path.startswith("vision/") for path in still) and bool(still) == (kind == "text")
+
+
+def test_padding_changes_nothing():
+    model, params, _ = make_towers("cross_attention")
+    padded = jnp.pad(BATCH.tokens, ((0, 0), (0, 3)), constant_values=PAD)
+    logits = score(model, params, BATCH.images, BATCH.tokens)
+    np.testing.assert_allclose(score(model, params, BATCH.images, padded), logits, atol=1e-5)
+
+
+def test_a_bert_reads_in_both_directions():
+    """A later word changes what an earlier one is, as in no language model here."""
+    model, params, _ = make_towers("text", "bert")
+    states = [
+        model.run_lm(params, model.embed(params, tokens, None), (tokens != PAD).astype(jnp.int32))[:, 0]
+        for tokens in (BATCH.tokens, BATCH.tokens.at[:, 2].set(1))
+    ]
+    assert float(jnp.abs(states[0] - states[1]).max()) > 1e-3
+    assert np.isfinite(score(model, params, BATCH.images, BATCH.tokens)).all()
+
+
+def test_loss_by_hand():
+    """A row without a class, and one that only fills up the batch, carry nothing."""
+    model, params, _ = make_towers("concat")
+    logits = np.asarray(score(model, params, BATCH.images, BATCH.tokens), np.float64)
+    losses = -np.array([row[label] - np.log(np.exp(row).sum()) for row, label in zip(logits, (2, 0, 1), strict=True)])
+    correct = logits.argmax(axis=1) == (2, 0, 1)
+    measure = jax.jit(lambda batch: class_loss(params, model, batch), compiler_options=FAST_COMPILE)
+    whole = measure(BATCH)
+    np.testing.assert_allclose(whole.loss_sum, losses.sum(), rtol=1e-5)
+    assert (float(whole.words), float(whole.correct_sum)) == (3, correct.sum())
+    none = measure(BATCH._replace(labels=jnp.asarray([2, -1, 1], jnp.int32)))
+    np.testing.assert_allclose(none.loss_sum, losses[[0, 2]].sum(), rtol=1e-5)
+    filling = measure(BATCH._replace(loss_mask=BATCH.loss_mask.at[2].set(0)))
+    np.testing.assert_allclose(filling.loss_sum, losses[:2].sum(), rtol=1e-5)
+    assert float(none.words) == float(filling.words) == 2
+
+
+def test_items_of_records():
+    asked = Question("what color?", ("red", "blue", "blue"))
+    record = Record("0", None, ("a dot", "a spot"), (asked, Question("hidden?", ())), ("toys", "round"))
+    assert list_items(record, FusionSettings()) == [("what color?", "blue")]
+    captions = FusionSettings(item="caption", tag=1)
+    assert list_items(record, captions) == [("a dot", "round"), ("a spot", "round")]
+    rng = np.random.default_rng(0)
+    drawn = Counter(word_items(captions)(record, rng) for _ in range(40))
+    assert {(text.prompt, text.label, text.target) for text in drawn} == {
+        ("a dot", "round", ""),
+        ("a spot", "round", ""),
+    }
+    assert word_items(FusionSettings())(record._replace(questions=()), rng) is None
+    others = [record._replace(questions=(Question("", (word,)),)) for word in ("no", "yes", "no", "a")]
+    assert list_classes(MemorySource(others), FusionSettings()) == ("no", "a", "yes")
+    with pytest.raises(
+        UserError, match=r"config\.fusion\.item is 'question', and data\.train has the classes \['no'\]"
+    ):
+        list_classes(MemorySource(others[:1]), FusionSettings())
+
+
+def test_a_run_from_training_to_use(tiny_config, tmp_path):
+    """Colours of patches asked for in words; black pictures and pictures of others are worse."""
+    tiny_config.fusion.kind, tiny_config.fusion.width = "gated", 16
+    tiny_config.data.bos = True
+    tiny_config.train.steps, tiny_config.train.batch_size = 30, 16
+    tiny_config.evaluate.task, tiny_config.evaluate.blind_control = "fusion", False
+    report = run(from_config_dict(tiny_config), tmp_path, mode="train")
+    figures = report["fusion"]
+    assert (figures["n"], figures["classes"], figures["chance"]) == (10, 4, 25.0)
+    assert figures["seeing"]["top_1"] > figures["shuffled"]["top_1"]
+    assert figures["majority"] == figures["question_only"]  # there is but one question
+    assert 0 <= figures["seeing"]["neighbours"]["r_1"] <= figures["seeing"]["neighbours"]["r_5"] <= 100
+    assert len(json.loads((tmp_path / "config.json").read_text())["fusion"]["classes"]) == 4
+    model = frozen_jax.load(tmp_path)
+    pictures = [np.full((20, 20, 3), value, np.uint8) for value in (0, 200)]
+    items = [(pictures[0], "what color is the patch?"), (pictures[1], "what color?"), (pictures[0], "what color?")]
+    fused, again = fuse(model, items), fuse(model, items)
+    assert np.array_equal(fused.vectors, again.vectors) and fused.vectors.shape == (3, 16)
+    np.testing.assert_allclose(fused.probabilities.sum(axis=1), 1, rtol=1e-5)
+    alone = fuse(dataclasses.replace(model, batch_size=1), items[1:2])
+    np.testing.assert_allclose(alone.probabilities[0], fused.probabilities[1], atol=1e-5)
+    assert fuse(model, []).vectors.shape == (0, 16)
+    with pytest.raises(UserError, match=r"item 0 has the text ''"):
+        fuse(model, [(pictures[0], "")])
+    with pytest.raises(UserError, match=r"a text takes \d+ tokens, and the language model has 64 positions"):
+        fuse(model, [(pictures[0], "red " * 80)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fusion.width": 6}, r"config\.fusion\.width is 6; it must be a multiple of 4"),
+        ({"fusion.classes": ("red",)}, r"config\.fusion\.classes is \('red',\)"),
+        ({"data.pack": 2, "train.batch_size": 8}, r"config\.data\.pack is 2; fusion\.kind='gated' names one class"),
+        ({"vision.name": "", "vision.options": {}, "lm.mode": "finetuned"}, r"config\.vision\.name is ''"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tiny_config, settings, message):
+    given = {"fusion.kind": "gated", **settings}
+    for name, value in given.items():
+        section, key = name.split(".")
+        tiny_config[section][key] = value
+    with pytest.raises(UserError, match=message):
+        from_config_dict(tiny_config)
+
+
+def test_towers_need_the_names_of_classes(tiny_config):
+    tiny_config.fusion.kind = "concat"
+    with pytest.raises(UserError, match=r"config\.fusion\.classes is \(\)"):
+        build_towers(from_config_dict(tiny_config))
