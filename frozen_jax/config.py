@@ -1,6 +1,6 @@
 """Every setting, its default and its rule. `configs/*.py` start from `default_config()`; `main` converts once.
 
-The dataclasses below, and those of the other `*_settings.py`, are the only place of defaults. `default_config()` shows
+The dataclasses below, and those of the `…_settings.py` files, are the only place of defaults. `default_config()` shows
 them to a user as a locked `ml_collections.ConfigDict`, so that files and flags (`--config.train.steps=100`) can change
 but not misspell them; `from_config_dict`, the one reader of a ConfigDict, turns that back and refuses unknown keys,
 wrong types and contradictions. Next: `main.py`.
@@ -24,9 +24,11 @@ from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 from frozen_jax.fault_settings import FaultSettings, check_faults
 from frozen_jax.fusion_settings import FusionSettings, check_fusion
+from frozen_jax.telemetry_settings import TelemetrySettings, check_telemetry
 
-FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile")
-"""Sections that may differ from one start of a run to the next: how it is guarded, what is measured, where it runs."""
+FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile", "telemetry")
+"""Sections that may differ from one start of a run to the next: how it is guarded, what is measured and shown, where it
+runs."""
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
@@ -199,6 +201,7 @@ class Config:
     mesh: MeshSettings = field(default_factory=MeshSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     faults: FaultSettings = field(default_factory=FaultSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
     @property
     def pairs_per_row(self) -> int:
@@ -330,6 +333,7 @@ def _check(config: Config) -> None:
     check_evaluate(config.evaluate, require)
     check_faults(config.faults, require)
     check_fusion(config.fusion, require)
+    check_telemetry(config.telemetry, require)
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",

@@ -229,6 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m frozen_jax.tools.controls",
         description="Trains and evaluates the controls of a run and writes one table; --config=FILE as main has it.",
+        epilog="example: python -m frozen_jax.tools.controls --config=configs/quickstart.py --workdir=runs/quickstart",
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="of the seeing run, finished, begun or not yet")

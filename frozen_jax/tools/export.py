@@ -70,7 +70,10 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line; exit status 1 with one line for what the user can mend."""
     parser = argparse.ArgumentParser(
-        prog="python -m frozen_jax.tools.export", description="Exports a trained model.", allow_abbrev=False
+        prog="python -m frozen_jax.tools.export",
+        description="Exports a trained model to PyTorch and others.",
+        epilog="example: python -m frozen_jax.tools.export --workdir=runs/quickstart --out=runs/quickstart_pytorch",
+        allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run")
     parser.add_argument("--out", type=Path, required=True, help="a new directory")
