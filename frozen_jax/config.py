@@ -42,6 +42,7 @@ class LMSettings:
         mode: the paper's controls. `frozen`: pre-trained, never changes. `finetuned`: pre-trained and trained along.
             `scratch`: same architecture, random weights, trained along.
         weights: `int8` stores the frozen kernels in half the memory of bfloat16, with one scale per output.
+        lora_rank: R of low-rank adapters beside the frozen layers (`lora.py`), which train along; 0 is none.
         dtype: of the frozen weights and of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
         architecture: a Hugging Face `config.json` as a dict, for `path=""` alone.
         remat: what the backward pass through the layers computes again instead of storing it.
@@ -50,6 +51,7 @@ class LMSettings:
     path: str = ""
     mode: LMMode = "frozen"
     weights: Literal["float", "int8"] = "float"
+    lora_rank: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     architecture: dict[str, Any] = field(default_factory=dict)
     remat: Literal["none", "dots", "full"] = "none"
@@ -314,6 +316,7 @@ def _check(config: Config) -> None:
     ):
         require(0 <= share < 1, name, share, "it must be at least 0 and less than 1")
     for name, amount in (
+        ("lm.lora_rank", config.lm.lora_rank),
         ("optim.learning_rate", config.optim.learning_rate),
         ("optim.weight_decay", config.optim.weight_decay),
         ("optim.clip_norm", config.optim.clip_norm),
@@ -353,6 +356,8 @@ def _check(config: Config) -> None:
         f"with lm.mode={config.lm.mode!r} the weights train, and steps smaller than their rounding would be lost; set "
         "lm.weights='float' or lm.mode='frozen'",
     )
+    rule = f"with lm.mode={config.lm.mode!r} all weights train; set lm.lora_rank=0 or lm.mode='frozen'"
+    require(config.lm.mode == "frozen" or not config.lm.lora_rank, "lm.lora_rank", config.lm.lora_rank, rule)
     if config.vision.name:
         require(
             bool(config.vision.path) or not config.vision.freeze,
@@ -374,10 +379,10 @@ def _check(config: Config) -> None:
         )
     else:
         require(
-            config.lm.mode == "scratch" or config.lm.mode == "finetuned",
+            config.lm.mode != "frozen" or bool(config.lm.lora_rank),
             "lm.mode",
             config.lm.mode,
-            "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
+            "without vision.name nothing would be trained; set lm.mode or lm.lora_rank, or name a vision encoder",
         )
         for option in ("freeze", "path", "feature_cache"):
             given = getattr(config.vision, option)

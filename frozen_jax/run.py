@@ -33,6 +33,7 @@ from frozen_jax.evaluate import evaluate
 from frozen_jax.features import drop_encoder, open_features
 from frozen_jax.flops import count_train_step
 from frozen_jax.language_model import fingerprint_params
+from frozen_jax.lora import split_lora
 from frozen_jax.preemption import StopRequest
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report, describe_training
@@ -242,4 +243,5 @@ def _say_how_it_ended(trained: Trained, config: Config, directory: Path) -> None
 
 
 def _hash_lm(trainable: Params, frozen: Params) -> str:
-    return fingerprint_params(merge(trainable, frozen)["lm"])
+    """Of the language model's own weights; adapters are none."""
+    return fingerprint_params(split_lora(merge(trainable, frozen)["lm"])[0])

@@ -41,8 +41,9 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
                 f"--no_lm leaves out a pre-trained language model that stayed as it was; this is --format={layout} of "
                 f"a run with lm.path={config.lm.path!r} and lm.mode={config.lm.mode!r}: export without --no_lm"
             )
-        if not with_lm and config.lm.weights != "float":
-            raise UserError("--no_lm: the run computed with int8 kernels, not with the published ones; export them too")
+        changed = "int8 kernels" if config.lm.weights == "int8" else "adapted kernels" if config.lm.lora_rank else ""
+        if not with_lm and changed:
+            raise UserError(f"--no_lm: the run computed with {changed}, not with the published ones; export them too")
         model = widen(load_run(workdir))
         if layout in ("torchvision", "clip"):
             write_encoder(model, directory, layout=layout)
