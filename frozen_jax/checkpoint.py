@@ -49,6 +49,10 @@ class DamagedError(UserError):
     """A checkpoint cannot be read, or is not what was saved."""
 
 
+class MissingError(UserError):
+    """There is no such checkpoint."""
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the best one besides.
 
@@ -208,12 +212,13 @@ class Checkpoints:
           The state, shaped as `abstract_state`, and the position as it was saved.
 
         Raises:
-          UserError: no such step, a checkpoint of another language model or configuration, or of other arrays.
+          UserError: a checkpoint of another language model or configuration, or of other arrays.
+          MissingError: no such step.
           DamagedError: it is damaged.
         """
         if step not in self._steps:
             have = ", ".join(map(str, self._steps)) or "none"
-            raise UserError(f"{self.directory}: no checkpoint of step {step}; there are: {have}; choose one of them")
+            raise MissingError(f"{self.directory}: no checkpoint of step {step}; there are: {have}; choose one of them")
         wanted = _flatten(abstract_state)
         home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = {
