@@ -19,7 +19,7 @@ from jaxtyping import Float32
 
 from frozen_jax.batch import validate
 from frozen_jax.build import Towers
-from frozen_jax.checkpoint import Checkpoints, DamagedError
+from frozen_jax.checkpoint import Checkpoints, DamagedError, MissingError
 from frozen_jax.config import Config, OptimSettings
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline
@@ -339,20 +339,28 @@ def restore_best(checkpoints: Checkpoints, state: TrainState) -> Trained:
 
     Raises:
         UserError: there is no checkpoint.
+        DamagedError: the best or the newest is damaged; with `on_damage="fallback"` the newest whole one serves.
     """
     newest = checkpoints.restore_newest(state, set_aside=False)
     if newest is None:
         raise UserError("--workdir holds no complete checkpoint; train first, with --mode=train")
     latest, progress = newest[0], Progress(**newest[1])
-    best_step = checkpoints.best_step()
-    if best_step is not None and best_step != progress.step:
+    best = progress.best_step
+    if best not in (0, progress.step):
         try:
-            latest, _ = checkpoints.restore(best_step, state)
+            latest, _ = checkpoints.restore(best, state)
         except DamagedError as error:
             if checkpoints.on_damage == "raise":
                 raise
-            print(f"warning: {error}; using the newest in place of the best", file=sys.stderr, flush=True)
+            _warn(f"{error}; using step {progress.step} in place of the best")
+        except MissingError:
+            _warn(f"the checkpoint of the best step, {best}, is not there; using step {progress.step} in place of it")
     return Trained(latest.trainable, progress)
+
+
+def _warn(text: str) -> None:
+    if is_first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def judge(progress: Progress, loss: float, *, patience: int) -> Progress:

@@ -28,6 +28,7 @@ from tests.tasks.seers import Seer
 def trained(tiny_lm, tmp_path_factory):
     """Config, workdir and report of one step of training, with its blind control."""
     config = default_config()
+    config.telemetry.captions = 0  # a program more to compile
     config.lm.path = str(tiny_lm)
     config.vision.name = "nf_resnet_small"
     config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
