@@ -57,6 +57,11 @@ def results(tmp_path_factory):
     return done
 
 
+def test_values_are_taken_beside_what_is_stated():
+    found = run_block("x = [2]\nprint(x)\nx[0] + 1  # 4\nx * 2\nlen(\n    x\n)  # 1", {})
+    assert found == ("[2]\n", [("x[0] + 1  # 4", "3", "4"), ("len(", "1", "1")])
+
+
 def test_every_stated_output_is_what_comes_out(results):
     checked = 0
     for _, _, found in results:
