@@ -400,6 +400,7 @@ def _check(config: Config) -> None:
             ("data.pack", config.data.pack, 1),
             ("data.pair_probability", config.data.pair_probability, 0.0),
             ("train.embedding_noise", config.train.embedding_noise, 0.0),
+            ("retrieval.weight", config.retrieval.weight, 0.0),
         ):
             require(value == wanted, name, value, f"{rule} and has no use for this; set it to {wanted!r}")
         require(bool(config.vision.name), "vision.name", "", f"{rule}; name an encoder")

@@ -180,7 +180,7 @@ def class_loss(
     targets = jax.nn.one_hot(labels, logits.shape[1])  # zeros for none
     losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, options.label_smoothing))
     correct = (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
-    return LossParts(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
+    return LossParts(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights), jnp.float32(0))
 
 
 def choose_loss(model: FrozenModel) -> Callable[..., LossParts]:
