@@ -1,5 +1,6 @@
 """The best checkpoint is damaged or gone when a run is evaluated or exported: refused, or the newest with a warning."""
 
+import os
 import shutil
 
 import jax.numpy as jnp
@@ -46,6 +47,22 @@ def test_a_damaged_best_is_refused_or_the_newest_serves_with_a_warning(saved, ca
     assert used(saved, "fallback") == 4
     (warning,) = capsys.readouterr().err.splitlines()
     assert "step 2 is damaged" in warning and warning.endswith("using step 4 in place of the best")
+
+
+def test_a_run_that_goes_on_beside_a_damaged_best_stops_or_sets_it_aside(saved, capsys):
+    (saved / "2/meta/metadata").write_text("{}")
+    with pytest.raises(DamagedError, match="step 2 is damaged"):
+        go_on(open_checkpoints(saved), 5)
+    assert sorted(os.listdir(saved)) == ["2", "3", "4", "5"]
+    go_on(open_checkpoints(saved, "fallback"), 6)
+    assert sorted(os.listdir(saved)) == ["5", "6", "damaged-2"]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "step 2 is damaged" in warning and warning.endswith("taking it for one that was not the best")
+
+
+def go_on(checkpoints, step):
+    checkpoints.save(step, make_state(step), position={})
+    checkpoints.close()
 
 
 def test_a_best_that_somebody_removed_is_missed_aloud(saved, capsys):
