@@ -34,6 +34,8 @@ def list_label_rules(params: Params, *, lm_trains: bool, vision_trains: bool = T
         rules.append(("vision/.*", TRAINABLE if vision_trains else FROZEN))
     if "prefix" in params:
         rules.append(("prefix/.*", TRAINABLE))
+    if "retrieval" in params:
+        rules.append(("retrieval/.*", TRAINABLE))
     return tuple(rules)
 
 

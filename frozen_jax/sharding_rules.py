@@ -80,6 +80,11 @@ VISION_RULES: Mapping[type, ShardingRules] = {
 
 PREFIX_RULES: ShardingRules = ((r"prefix/projection/kernel", P("fsdp")),)  # E (P D)
 
+RETRIEVAL_RULES: ShardingRules = (
+    (r"retrieval/(text|image)/kernel", P("fsdp")),  # D W, E W
+    (r"retrieval/token", P()),
+)
+
 WHOLE = r"(.*/)?(bias|scale|gain|skip_gain|mean|var)"
 """Vectors and numbers: less than 1 % of any model's bytes, whole on every device."""
 
@@ -98,6 +103,8 @@ def list_sharding_rules(model: FrozenModel, params: Params) -> ShardingRules:
         rules += VISION_RULES[type(model.vision)]
     if model.prefix is not None:
         rules += PREFIX_RULES
+    if model.retrieval is not None:
+        rules += RETRIEVAL_RULES
     for tower in params:
         # A model without a single bias or norm has none of these, and a rule must match something.
         if any(re.fullmatch(f"{tower}/{WHOLE}", path) for path in flatten({tower: params[tower]})):

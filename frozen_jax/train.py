@@ -100,6 +100,7 @@ def choose_loss_options(config: Config) -> LossOptions:
         label_smoothing=config.optim.label_smoothing,
         embedding_noise=config.train.embedding_noise,
         lm_dropout=config.lm.mode != "frozen",
+        retrieval_weight=config.retrieval.weight,
     )
 
 
@@ -378,12 +379,12 @@ def evaluate(
     Returns also the lengths of all prefix vectors.
     """
     step: Callable[..., tuple[LossParts, jax.Array]] = compile_eval_step(model, placement)
-    sums, norms = np.zeros(3), [np.zeros(0, np.float32)]
+    sums, norms = np.zeros(len(LossParts._fields)), [np.zeros(0, np.float32)]
     for batch in pipeline.evaluation_batches():
         parts, lengths = jax.device_get(step(trainable, frozen, put_batch(batch, placement.mesh)))
         sums += np.array(parts, np.float64)
         norms.append(lengths[np.isfinite(lengths)])
-    loss_sum, words, correct_sum = sums.tolist()
+    loss_sum, words, correct_sum, _ = sums.tolist()
     loss = loss_sum / words
     scores = {
         "loss": loss,
