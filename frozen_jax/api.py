@@ -31,6 +31,7 @@ from frozen_jax.data.folders import PICTURES
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.records import FileSlice
 from frozen_jax.decode import DecodeConfig, generate, prepare_decoding
+from frozen_jax.drawing import draw_pictures, lay_out_texts
 from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.prefill import Beginning
@@ -271,6 +272,33 @@ class Model:
             vectors = embed_texts(self.network, self.params, self._put(laid.tokens))
             made[numbers] = np.asarray(vectors)[: len(numbers)]
         return made
+
+    def draw(
+        self, texts: Sequence[str | None], *, steps: int = 20, guidance: float = 2.0, seed: int = 0
+    ) -> UInt8[np.ndarray, "R height width 3"]:
+        """Draws a picture of each text, for models that were trained with a generator.
+
+        Args:
+            texts: worded as in training (`data.caption_format`); None draws without a text, like anything trained on.
+            steps: along the flow from noise to picture, at least 1; compiled once for each number.
+            guidance: how far to go beyond what the text alone asks for; 1 is not at all, and costs half as much.
+            seed: of the noise. A picture depends on it, on the text and on its place in `texts`.
+
+        Raises:
+            UserError: no generator, a text that is empty or too long, an option out of range.
+        """
+        return draw_pictures(
+            self.network,
+            self.params,
+            lay_out_texts(self.network, self.tokenizer, texts, bos=self.bos),
+            np.array([text is not None for text in texts], bool),
+            batch_size=self.batch_size,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            put=self._put,
+            devices=self._devices,
+        )
 
     def _load(self, image: Picture) -> UInt8[np.ndarray, "height width 3"]:
         return load_image(Path(image) if isinstance(image, os.PathLike) else image, options=self.images)

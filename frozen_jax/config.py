@@ -1,9 +1,10 @@
 """Every setting, its default and its rule. `configs/*.py` start from `default_config()`; `main` converts once.
 
-The dataclasses below, and those of `data_settings.py`, `evaluate_settings.py` and `fault_settings.py`, are the only
-place of defaults. `default_config()` shows them to a user as a locked `ml_collections.ConfigDict`, so that files and
-flags (`--config.train.steps=100`) can change but not misspell them; `from_config_dict`, the one reader of a ConfigDict,
-turns that back and refuses unknown keys, wrong types and contradictions. Next: `main.py`.
+The dataclasses below, and those of `data_settings.py`, `evaluate_settings.py`, `fault_settings.py` and
+`generator_settings.py`, are the only place of defaults. `default_config()` shows them to a user as a locked
+`ml_collections.ConfigDict`, so that files and flags (`--config.train.steps=100`) can change but not misspell them;
+`from_config_dict`, the one reader of a ConfigDict, turns that back and refuses unknown keys, wrong types and
+contradictions. Next: `main.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 from frozen_jax.fault_settings import FaultSettings, check_faults
+from frozen_jax.generator_settings import GeneratorSettings, check_generator
 
 FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile")
 """Sections that may differ from one start of a run to the next: how it is guarded, what is measured, where it runs."""
@@ -187,6 +189,7 @@ class Config:
     lm: LMSettings = field(default_factory=LMSettings)
     vision: VisionSettings = field(default_factory=VisionSettings)
     prefix: PrefixSettings = field(default_factory=PrefixSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -195,6 +198,11 @@ class Config:
     mesh: MeshSettings = field(default_factory=MeshSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     faults: FaultSettings = field(default_factory=FaultSettings)
+
+    @property
+    def uses_pictures(self) -> bool:
+        """Whether training rows have pictures: seen by an encoder, or drawn by a generator."""
+        return bool(self.vision.name or self.generator.name)
 
     @property
     def pairs_per_row(self) -> int:
@@ -222,8 +230,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def identify(config: Config) -> dict[str, Any]:
-    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`."""
-    return {name: section for name, section in to_dict(config).items() if name not in FREE_SECTIONS}
+    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`, and no generator that is off, so
+    that a run which was made before there were any is still the same."""
+    left_out = FREE_SECTIONS if config.generator.name else (*FREE_SECTIONS, "generator")
+    return {name: section for name, section in to_dict(config).items() if name not in left_out}
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -324,6 +334,7 @@ def _check(config: Config) -> None:
     check_data(config.data, require)
     check_evaluate(config.evaluate, require)
     check_faults(config.faults, require)
+    check_generator(config.generator, config.data.image.size, require)
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
@@ -349,6 +360,24 @@ def _check(config: Config) -> None:
         f"with lm.mode={config.lm.mode!r} the weights train, and steps smaller than their rounding would be lost; set "
         "lm.weights='float' or lm.mode='frozen'",
     )
+    task, draws = config.evaluate.task, bool(config.generator.name)
+    rule = (
+        "only a generator draws pictures, and it does nothing else; set it to 'generate' with generator.name, or 'none'"
+    )
+    require(task == "none" or draws == (task == "generate"), "evaluate.task", task, rule)
+    if draws:
+        rule = f"generator.name={config.generator.name!r} draws the one picture of a row from its text and has no use"
+        unused: dict[str, tuple[Any, Any]] = {
+            "vision.name": (config.vision.name, ""),
+            "blind": (config.blind, False),
+            "evaluate.blind_control": (config.evaluate.blind_control, False),
+            "data.pack": (config.data.pack, 1),
+            "data.pair_probability": (config.data.pair_probability, 0.0),
+            "optim.label_smoothing": (config.optim.label_smoothing, 0.0),
+            "train.embedding_noise": (config.train.embedding_noise, 0.0),
+        }
+        for setting, (given, off) in unused.items():
+            require(given == off, setting, given, f"{rule} for this; set it to {off!r}")
     if config.vision.name:
         require(
             bool(config.vision.path) or not config.vision.freeze,
@@ -370,10 +399,10 @@ def _check(config: Config) -> None:
         )
     else:
         require(
-            config.lm.mode == "scratch" or config.lm.mode == "finetuned",
+            config.lm.mode != "frozen" or bool(config.generator.name),
             "lm.mode",
             config.lm.mode,
-            "without vision.name nothing would be trained; set lm.mode or name a vision encoder",
+            "without vision.name nothing would be trained; set lm.mode or name a vision encoder or a generator",
         )
         for option in ("freeze", "path", "feature_cache"):
             given = getattr(config.vision, option)

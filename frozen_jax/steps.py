@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from frozen_jax.batch import Batch
+from frozen_jax.flow import scale_pixels, spread_times, weigh
 from frozen_jax.models.frozen import FrozenModel, input_mask
 from frozen_jax.state import Params, TrainState, merge
 
@@ -22,20 +23,22 @@ class LossOptions(NamedTuple):
         label_smoothing: share of the target that is spread evenly over the vocabulary.
         embedding_noise: deviation of Gaussian noise on the embeddings, relative to their RMS.
         lm_dropout: the language model's own dropout acts; off while it is frozen, where it would be noise alone.
+        condition_drop: share of the pictures that a generator is taught without their text.
     """
 
     label_smoothing: float = 0.0
     embedding_noise: float = 0.0
     lm_dropout: bool = False
+    condition_drop: float = 0.0
 
 
 class LossParts(NamedTuple):
     """Un-normalised loss of a batch; sums over examples, hosts and micro-batches stay exact.
 
     Attributes:
-        loss_sum: nats, over the predicted words.
-        words: number of predicted words.
-        correct_sum: words whose logit was the highest, or equal to it.
+        loss_sum: nats, over the predicted words; of a generator the mean squared error of the velocity, over pictures.
+        words: number of predicted words, or of pictures.
+        correct_sum: words whose logit was the highest, or equal to it; 0 of a generator.
     """
 
     loss_sum: Float[Array, ""]
@@ -105,6 +108,47 @@ def loss_fn(
     return LossParts(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
 
 
+def picture_loss(
+    params: Params,
+    model: FrozenModel,
+    batch: Batch,
+    *,
+    rng: Key[Array, ""] | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008 (immutable)
+) -> LossParts:
+    """Squared error of a generator's velocity between noise and the batch's pictures, given their texts.
+
+    Args:
+        params: the whole tree, {"lm": …, "generator": …}.
+        batch: one picture and one text in each row; rows without a word that carries loss are filling.
+        rng: of noise, times and dropped texts (training); None takes always the same noise and times and drops no
+            text, so that evaluations can be compared.
+        options: training switches.
+
+    Source: Liu et al., arXiv 2209.03003, equation 1; see `flow.py`.
+    """
+    pictures = scale_pixels(jnp.asarray(batch.images)[:, 0])
+    rows = pictures.shape[0]
+    condition = model.condition(params, batch.tokens)
+    noise_rng, time_rng, drop_rng = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
+    offset = jnp.float32(0.5) if rng is None else jax.random.uniform(time_rng)
+    if rng is not None and options.condition_drop:
+        dropped = jax.random.bernoulli(drop_rng, options.condition_drop, (rows,))
+        condition = jnp.where(dropped[:, None, None], model.no_text(params, rows), condition)
+    times = spread_times(offset, count=rows)
+    noise = jax.random.normal(noise_rng, pictures.shape)
+    share = times[:, None, None, None]
+    named = model.denoise(params, share * pictures + (1 - share) * noise, times, condition)
+    errors = weigh(times) * jnp.mean(jnp.square(named - pictures), axis=(1, 2, 3))
+    weights = jnp.max(jnp.asarray(batch.loss_mask), axis=1)
+    return LossParts(jnp.sum(errors * weights), jnp.sum(weights), jnp.float32(0))
+
+
+def choose_loss(model: FrozenModel) -> Callable[..., LossParts]:
+    """Returns what a model is trained by: the words of its texts, or the pictures where it has a generator."""
+    return loss_fn if model.generator is None else picture_loss
+
+
 TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
@@ -128,8 +172,10 @@ def make_train_step(
             where the loss is larger or where loss or gradient is not finite.
     """
 
+    measure = choose_loss(model)
+
     def sum_loss(trainable: Params, frozen: Params, batch: Batch, rng: Any) -> tuple[Array, LossParts]:
-        parts = loss_fn(merge(trainable, frozen), model, batch, rng=rng, options=options)
+        parts = measure(merge(trainable, frozen), model, batch, rng=rng, options=options)
         return parts.loss_sum, parts
 
     gradient = jax.grad(sum_loss, has_aux=True)
@@ -157,7 +203,7 @@ def make_train_step(
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": parts.loss_sum / count,
-            "token_accuracy": parts.correct_sum / count,
+            **({"token_accuracy": parts.correct_sum / count} if model.generator is None else {}),
             "grad_norm": optax.tree.norm(grads),
         }
         after = TrainState(trainable, opt_state)
@@ -174,6 +220,6 @@ def make_eval_step(model: FrozenModel) -> Callable[[Params, Params, Batch], Loss
     """Builds `step(trainable, frozen, batch) -> LossParts`, without dropout or training switches."""
 
     def step(trainable: Params, frozen: Params, batch: Batch) -> LossParts:
-        return loss_fn(merge(trainable, frozen), model, batch)
+        return choose_loss(model)(merge(trainable, frozen), model, batch)
 
     return step

@@ -99,6 +99,7 @@ def choose_loss_options(config: Config) -> LossOptions:
         label_smoothing=config.optim.label_smoothing,
         embedding_noise=config.train.embedding_noise,
         lm_dropout=config.lm.mode != "frozen",
+        condition_drop=config.generator.condition_drop if config.generator.name else 0.0,
     )
 
 
@@ -360,7 +361,10 @@ def judge(progress: Progress, loss: float, *, patience: int) -> Progress:
 def evaluate(
     pipeline: Pipeline, model: FrozenModel, trainable: Params, frozen: Params, *, placement: Placement
 ) -> dict[str, float]:
-    """Returns loss (nats per word), perplexity and next-word accuracy over one pass of `pipeline`."""
+    """Returns loss (nats per word), perplexity and next-word accuracy over one pass of `pipeline`.
+
+    Of a generator the loss alone, per picture.
+    """
     step: Callable[..., LossParts] = compile_eval_step(model, placement)
     sums = np.zeros(3)
     for batch in pipeline.evaluation_batches():
@@ -368,6 +372,8 @@ def evaluate(
         sums += np.array(parts, np.float64)
     loss_sum, words, correct_sum = sums.tolist()
     loss = loss_sum / words
+    if model.generator is not None:
+        return {"loss": loss}
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
