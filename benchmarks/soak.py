@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import mmap
 import os
 import random
 import shutil
@@ -17,8 +19,12 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 KINDS = ("flip", "truncate", "zero")
+PHASES = ("start-up", "training", "evaluation")  # and "save", which leaves a directory half written or half deleted
 PAGE = 512  # the small checkpoints' files are smaller than a page of 4096
 
 
@@ -74,64 +80,77 @@ def damage_checkpoints(directory: Path, count: int, *, seed: int) -> dict[str, C
     return outcomes
 
 
-def kill_runs(directory: Path, count: int, *, seed: int, steps: int) -> dict[str, float]:
-    """Runs the small config to its end in one go, and in as many as `count` kills make of it; compares all bits.
+class Started(NamedTuple):
+    """A run that goes on in a fork.
 
-    Every run is a fork of this process, which has imported everything and started nothing of JAX.
+    Attributes:
+        process: its id.
+        phase: one byte that it shares with us, an index of PHASES.
+        log: what it prints.
+    """
+
+    process: int
+    phase: mmap.mmap
+    log: Path
+
+
+def kill_runs(directory: Path, count: int, *, seed: int, steps: int) -> dict[str, Any]:
+    """Kills runs of the small config at random instants, starts each again until it ends, and compares all bits.
+
+    Every start is a fork of this process, which has imported everything and started nothing of JAX, and finds the
+    programs that the first one compiled. An instant is a number of CPU-seconds, so that it falls alike on a busy
+    machine, and up to 50 ms more, in which a run may be waiting for its disk.
 
     Returns:
-        `kills` sent while a run was going on, `runs` that were carried to their end, `different`: those of them whose
-        last checkpoint or log is not that of the run that nobody killed.
+        `kills`, and `during` what they fell; `runs` that were carried to their end; `different`: checkpoints after a
+        kill, and last checkpoints and logs of runs, that are not those of the run that nobody killed.
+
+    Raises:
+        RuntimeError: a start failed, or the programs that were kept give other bits than those just compiled.
     """
+    import frozen_jax.run  # noqa: F401  for the forks
+
     rng = random.Random(seed)
-    start = time.monotonic()
-    wait(start_run(directory / "whole", steps))
-    longest = time.monotonic() - start
+    end_run(start_run(directory / "compiled", steps, keep=steps))
+    longest = end_run(start_run(directory / "whole", steps, keep=steps))
     expected = describe_run(directory / "whole", steps)
-    totals = {"kills": 0, "runs": 0, "different": 0}
+    if describe_run(directory / "compiled", steps) != expected:
+        raise RuntimeError("the same run with programs that were kept has other bits")
     workdir = directory / "killed"
-    while totals["kills"] < count:
-        fresh, start, instant = not workdir.exists(), time.monotonic(), rng.uniform(0, longest)
-        process = start_run(workdir, steps)
-        ended = status = 0
-        while not ended and time.monotonic() < start + instant:
-            time.sleep(0.01)
-            ended, status = os.waitpid(process, os.WNOHANG)
-        if not ended:
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            totals["kills"] += 1
-            continue
-        if status:
-            raise RuntimeError(f"a run ended with wait status {status}; see {workdir}.log")
-        if fresh:  # the first run of all had to compile
-            longest = min(longest, time.monotonic() - start)
-        totals["runs"] += 1
-        totals["different"] += describe_run(workdir, steps) != expected
-        shutil.rmtree(workdir)
-    if workdir.exists():
-        wait(start_run(workdir, steps))
-        totals["runs"] += 1
-        totals["different"] += describe_run(workdir, steps) != expected
-    return totals
+    checkpoints = workdir / "checkpoints"
+    fell: Counter[str] = Counter()
+    runs = different = 0
+    progress = tqdm(total=count, unit="kill", mininterval=10)
+    while fell.total() < count or workdir.exists():
+        before = list_unfinished(checkpoints)
+        run = start_run(workdir, steps, keep=2)
+        instant = rng.uniform(0, longest) if fell.total() < count else math.inf
+        if end_run(run, instant, late=rng.uniform(0, 0.05)) is None:
+            fell["save" if list_unfinished(checkpoints) - before else PHASES[run.phase[0]]] += 1
+            saved = list_steps(checkpoints)
+            different += any(describe_step(workdir, n) != describe_step(directory / "whole", n) for n in saved)
+            progress.update()
+        else:
+            runs += 1
+            different += describe_run(workdir, steps) != expected
+            shutil.rmtree(workdir)
+        progress.set_postfix(runs=runs, different=different, **fell, refresh=False)
+    progress.close()
+    return {"kills": fell.total(), "during": dict(fell), "runs": runs, "different": different}
 
 
-def start_run(workdir: Path, steps: int) -> int:
-    """Starts a run of the small config in a fork; returns its process id."""
-    from frozen_jax.config import from_config_dict
-    from frozen_jax.run import run
-    from frozen_jax.startup import use_compilation_cache
-
+def start_run(workdir: Path, steps: int, *, keep: int) -> Started:
+    """Starts a run of the small config in a fork, with compiled programs kept beside `workdir`."""
+    run = Started(0, mmap.mmap(-1, 1), Path(f"{workdir}.log"))
     process = os.fork()
     if process:
-        return process
+        return run._replace(process=process)
     status = 1
     try:
-        with Path(f"{workdir}.log").open("a") as log:
+        with run.log.open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            use_compilation_cache(workdir.parent / "cache")
-            run(from_config_dict(small_config(steps)), workdir, mode="train")
+        _run_here(workdir, small_config(steps, keep=keep), run.phase)
         status = 0
     except BaseException:
         import traceback
@@ -141,30 +160,92 @@ def start_run(workdir: Path, steps: int) -> int:
         os._exit(status)
 
 
-def small_config(steps: int):
+def _run_here(workdir: Path, config, phase: mmap.mmap) -> None:
+    import jax
+
+    from frozen_jax import train
+    from frozen_jax.config import from_config_dict
+    from frozen_jax.preemption import StopRequest
+    from frozen_jax.run import run
+    from frozen_jax.startup import keep_freed_memory, use_compilation_cache
+
+    class Marking(StopRequest):
+        def hold(self) -> None:  # after every step
+            super().hold()
+            phase[0] = PHASES.index("training")
+
+    def marking(*arguments, **options):
+        phase[0] = PHASES.index("evaluation")
+        scores = evaluate(*arguments, **options)
+        phase[0] = PHASES.index("training")
+        return scores
+
+    evaluate, train.evaluate = train.evaluate, marking
+    keep_freed_memory()
+    use_compilation_cache(workdir.parent / "cache")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    run(from_config_dict(config), workdir, mode="train", stop=Marking())
+
+
+def end_run(run: Started, instant: float = math.inf, *, late: float = 0.0) -> float | None:
+    """Waits for a run's end, or kills it `late` seconds after it has used `instant` CPU-seconds.
+
+    Returns:
+        The CPU-seconds that it took to its end; None if it was killed before.
+
+    Raises:
+        RuntimeError: it ended with an error.
+    """
+    clock = ~run.process << 3 | 2  # the CPU-time clock of another process, see clock_getcpuclockid(3)
+    ended = status = 0
+    while not ended:
+        if time.clock_gettime(clock) >= instant:
+            time.sleep(late)
+            os.kill(run.process, signal.SIGKILL)
+            instant = math.inf
+        ended, status, usage = os.wait4(run.process, os.WNOHANG)
+        time.sleep(0.002)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return None
+    if status:
+        raise RuntimeError(f"a run ended with wait status {status}: {run.log.read_text()[-2000:]}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def small_config(steps: int, *, keep: int):
     """Returns `configs/debug_tiny.py` with a save at every third step and a line for each."""
     from configs.debug_tiny import get_config
 
     config = get_config()
     config.train.steps, config.train.log_every, config.train.evaluate_every = steps, 1, 10
-    config.checkpoint.every = 3
+    config.checkpoint.every, config.checkpoint.keep = 3, keep
     return config
 
 
-def wait(process: int) -> None:
-    """Waits for a run that is to succeed."""
-    _, status = os.waitpid(process, 0)
-    if status:
-        raise RuntimeError(f"a run ended with wait status {status}")
+def list_steps(checkpoints: Path) -> list[int]:
+    """Lists the complete checkpoints."""
+    return [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+
+
+def list_unfinished(checkpoints: Path) -> set[int]:
+    """Returns the inodes of the directories that are being written or deleted."""
+    return {path.stat().st_ino for path in checkpoints.glob("*") if not path.name.isdecimal()}
+
+
+def describe_step(workdir: Path, step: int) -> object:
+    """Returns the digests of a checkpoint's arrays, its position without times, and whether it is the best."""
+    meta = json.loads((workdir / f"checkpoints/{step}/meta/metadata").read_text())
+    return meta["arrays"], _without_times(meta["position"]), meta["best"]
 
 
 def describe_run(workdir: Path, steps: int) -> object:
-    """Returns the digests of the last checkpoint, its position and the log, all without times."""
-    times = ("examples_per_s", "step_time_s", "input_wait_s")
-    meta = json.loads((workdir / f"checkpoints/{steps}/meta/metadata").read_text())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    plain = [{key: value for key, value in part.items() if key not in times} for part in (meta["position"], *lines)]
-    return meta["arrays"], plain
+    """Returns the last checkpoint as `describe_step` does, and the log without times."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return describe_step(workdir, steps), [_without_times(json.loads(line)) for line in lines]
+
+
+def _without_times(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in ("examples_per_s", "step_time_s", "input_wait_s")}
 
 
 def main() -> None:

@@ -26,4 +26,5 @@ def get_config() -> ConfigDict:
     config.train.log_every = 5
     config.train.evaluate_every = 10
     config.checkpoint.every = 5
+    config.telemetry.captions = 0  # a program more to compile
     return config

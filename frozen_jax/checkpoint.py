@@ -35,7 +35,7 @@ from frozen_jax.digests import digest_arrays
 from frozen_jax.errors import UserError
 from frozen_jax.orbax_noise import silencing_dropped_reads
 
-FORMAT = 2
+FORMAT = 3
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 _DELETED = ".deleted-"
 _DAMAGED = "damaged-"
@@ -96,6 +96,15 @@ class Checkpoints:
         # Directories made in the background would turn a read-only disk into a wait of five minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler("arrays", "meta"), async_options=options)
+        # Each process reads for itself: waiting for the others, it would wait for ever for one that cannot read.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
+        )
+        items = ocp.CompositeCheckpointHandler(
+            "arrays", "meta", composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        )
+        self._reader = ocp.Checkpointer(items, multiprocessing_options=alone)
         self._steps = self._list_steps()
         self._best: dict[int, bool] = {}
         self._pending: int | None = None
@@ -150,7 +159,7 @@ class Checkpoints:
             "lm_name": self._lm_name,
             "config_digest": self._config_digest,
             "position": dict(position),
-            "arrays": {name: [*_describe(leaf), digests[name]] for name, leaf in arrays.items()},
+            "arrays": {name: [*_describe(leaf), *digests[name]] for name, leaf in arrays.items()},
         }
         meta["digest"] = _meta_digest(meta)
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
@@ -185,6 +194,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._orbax.close()
+            self._reader.close()
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """Reads one step and verifies every array.
@@ -215,10 +225,11 @@ class Checkpoints:
             self._refuse_other_run(step, meta)
             self._refuse_other_arrays(step, meta["arrays"], wanted)
             restored = self._read(step, "arrays", ocp.args.StandardRestore(abstract))
-        for name, found in digest_arrays({name: restored[name] for name in wanted}).items():
-            stored = meta["arrays"][name][2]
-            if stored != found:
-                raise self._damaged(step, f"array {name!r} has digest {found}, saved with {stored}")
+        blocks = {name: tuple(meta["arrays"][name][2]) for name in wanted}
+        for name, found in digest_arrays({name: restored[name] for name in wanted}, blocks=blocks).items():
+            stored = meta["arrays"][name][3]
+            if stored != found.sum:
+                raise self._damaged(step, f"array {name!r} has digest {found.sum}, saved with {stored}")
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[name] for name in wanted])
         return state, meta["position"]
 
@@ -320,7 +331,7 @@ class Checkpoints:
     def _read(self, step: int, item: str, args: Any) -> Any:
         try:
             with silencing_dropped_reads():
-                return self._orbax.restore(self.directory / str(step), args=ocp.args.Composite(**{item: args}))[item]
+                return self._reader.restore(self.directory / str(step), args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:  # Orbax and TensorStore raise of many kinds, and bad bytes may meet any of them.
             cause: BaseException = error
             while cause.__cause__ is not None:

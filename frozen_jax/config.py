@@ -1,10 +1,9 @@
 """Every setting, its default and its rule. `configs/*.py` start from `default_config()`; `main` converts once.
 
-The dataclasses below, and those of `data_settings.py`, `evaluate_settings.py`, `fault_settings.py` and
-`generator_settings.py`, are the only place of defaults. `default_config()` shows them to a user as a locked
-`ml_collections.ConfigDict`, so that files and flags (`--config.train.steps=100`) can change but not misspell them;
-`from_config_dict`, the one reader of a ConfigDict, turns that back and refuses unknown keys, wrong types and
-contradictions. Next: `main.py`.
+The dataclasses below, and those of the `…_settings.py` files, are the only place of defaults. `default_config()` shows
+them to a user as a locked `ml_collections.ConfigDict`, so that files and flags (`--config.train.steps=100`) can change
+but not misspell them; `from_config_dict`, the one reader of a ConfigDict, turns that back and refuses unknown keys,
+wrong types and contradictions. Next: `main.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +24,11 @@ from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 from frozen_jax.fault_settings import FaultSettings, check_faults
 from frozen_jax.generator_settings import GeneratorSettings, check_generator
+from frozen_jax.telemetry_settings import TelemetrySettings, check_telemetry
 
-FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile")
-"""Sections that may differ from one start of a run to the next: how it is guarded, what is measured, where it runs."""
+FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile", "telemetry")
+"""Sections that may differ from one start of a run to the next: how it is guarded, what is measured and shown, where it
+runs."""
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
@@ -42,6 +43,7 @@ class LMSettings:
         mode: the paper's controls. `frozen`: pre-trained, never changes. `finetuned`: pre-trained and trained along.
             `scratch`: same architecture, random weights, trained along.
         weights: `int8` stores the frozen kernels in half the memory of bfloat16, with one scale per output.
+        lora_rank: R of low-rank adapters beside the frozen layers (`lora.py`), which train along; 0 is none.
         dtype: of the frozen weights and of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
         architecture: a Hugging Face `config.json` as a dict, for `path=""` alone.
         remat: what the backward pass through the layers computes again instead of storing it.
@@ -50,6 +52,7 @@ class LMSettings:
     path: str = ""
     mode: LMMode = "frozen"
     weights: Literal["float", "int8"] = "float"
+    lora_rank: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     architecture: dict[str, Any] = field(default_factory=dict)
     remat: Literal["none", "dots", "full"] = "none"
@@ -198,6 +201,7 @@ class Config:
     mesh: MeshSettings = field(default_factory=MeshSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     faults: FaultSettings = field(default_factory=FaultSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
     @property
     def uses_pictures(self) -> bool:
@@ -321,6 +325,7 @@ def _check(config: Config) -> None:
     ):
         require(0 <= share < 1, name, share, "it must be at least 0 and less than 1")
     for name, amount in (
+        ("lm.lora_rank", config.lm.lora_rank),
         ("optim.learning_rate", config.optim.learning_rate),
         ("optim.weight_decay", config.optim.weight_decay),
         ("optim.clip_norm", config.optim.clip_norm),
@@ -335,6 +340,7 @@ def _check(config: Config) -> None:
     check_evaluate(config.evaluate, require)
     check_faults(config.faults, require)
     check_generator(config.generator, config.data.image.size, require)
+    check_telemetry(config.telemetry, require)
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
@@ -360,6 +366,8 @@ def _check(config: Config) -> None:
         f"with lm.mode={config.lm.mode!r} the weights train, and steps smaller than their rounding would be lost; set "
         "lm.weights='float' or lm.mode='frozen'",
     )
+    rule = f"with lm.mode={config.lm.mode!r} all weights train; set lm.lora_rank=0 or lm.mode='frozen'"
+    require(config.lm.mode == "frozen" or not config.lm.lora_rank, "lm.lora_rank", config.lm.lora_rank, rule)
     task, draws = config.evaluate.task, bool(config.generator.name)
     rule = (
         "only a generator draws pictures, and it does nothing else; set it to 'generate' with generator.name, or 'none'"
@@ -399,10 +407,11 @@ def _check(config: Config) -> None:
         )
     else:
         require(
-            config.lm.mode != "frozen" or bool(config.generator.name),
+            config.lm.mode != "frozen" or bool(config.lm.lora_rank) or draws,
             "lm.mode",
             config.lm.mode,
-            "without vision.name nothing would be trained; set lm.mode or name a vision encoder or a generator",
+            "without vision.name nothing would be trained; set lm.mode or lm.lora_rank, or name a vision encoder or a "
+            "generator",
         )
         for option in ("freeze", "path", "feature_cache"):
             given = getattr(config.vision, option)

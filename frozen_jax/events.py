@@ -1,23 +1,30 @@
-"""TensorBoard's event files, as far as a run needs them: scalars by step, and where a resumption begins.
+"""TensorBoard's event files, as far as a run needs them: scalars, histograms, pictures; where a resumption begins.
 
 They are written here, record by record, because the ready-made writer imports torch wherever that is installed (seconds
 at each start), and waits for ever on its full queue when the disk is full. Its format is two small, frozen ones:
 TFRecord frames, and the protocol buffer `Event`.
 Next in the data flow: TensorBoard, on the directory of these files.
 
-Source: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/event.proto (field numbers);
+Source: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/event.proto (field numbers), likewise
+framework/summary.proto and tsl/protobuf/histogram.proto;
 https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details (frames, masked CRC-32C).
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from frozen_jax.captioned import Captioned
 
 
 class EventWriter:
@@ -42,14 +49,47 @@ class EventWriter:
         Raises:
           OSError: the disk is full, read-only or failing.
         """
-        values = b"".join(
-            _field(1, _field(1, tag.encode()) + b"\x15" + _pack_float32(value)) for tag, value in scalars.items()
+        self._add(step, {tag: b"\x15" + _pack_float32(value) for tag, value in scalars.items()})
+
+    def add_histogram(self, step: int, tag: str, values: Float[np.ndarray, " n"]) -> None:
+        """Adds the distribution of some finite values, at least one, in 30 bins of equal width.
+
+        Raises:
+          OSError: the disk is full, read-only or failing.
+        """
+        counts, edges = np.histogram(values, bins=30)
+        moments = (values.min(), values.max(), values.size, values.sum(), np.square(values).sum())
+        histogram = b"".join(
+            _varint(number << 3 | 1) + struct.pack("<d", moment) for number, moment in enumerate(moments, start=1)
         )
-        self._write(_field(2, step) + _field(5, values))
+        # The proto names each bucket by its upper end; an empty one below says where the first begins.
+        limits, counts = edges.astype("<f8"), np.concatenate([[0], counts]).astype("<f8")
+        histogram += _field(6, limits.tobytes()) + _field(7, counts.tobytes())
+        self._add(step, {tag: _field(5, histogram)})
+
+    def add_captions(self, step: int, captions: Sequence[Captioned]) -> None:
+        """Adds each picture with its captions drawn below it, as `captions/1`, `captions/2`, …
+
+        Raises:
+          OSError: the disk is full, read-only or failing.
+        """
+        images = {}
+        for number, one in enumerate(captions, start=1):
+            drawn = one.draw()
+            image = b"".join(_field(place, size) for place, size in enumerate((drawn.height, drawn.width, 3), start=1))
+            file = io.BytesIO()
+            drawn.save(file, "PNG")
+            images[f"captions/{number}"] = _field(4, image + _field(4, file.getvalue()))
+        self._add(step, images)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _add(self, step: int, values: Mapping[str, bytes]) -> None:
+        """Adds one event: encoded values by their tags."""
+        summary = b"".join(_field(1, _field(1, tag.encode()) + value) for tag, value in values.items())
+        self._write(_field(2, step) + _field(5, summary))
 
     def _write(self, event: bytes) -> None:
         event = b"\x09" + struct.pack("<d", time.time()) + event

@@ -1,7 +1,14 @@
-"""`python -m frozen_jax.main --config=configs/quickstart.py --workdir=DIR`: flags, start-up, one call. No logic here.
+"""Trains a model and evaluates it; the same command again resumes it, or evaluates it if it is finished.
 
-The run itself is `run.py`.
+    python -m frozen_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m frozen_jax.main --mode=eval --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m frozen_jax.main --config=configs/quickstart.py --workdir=runs/short --config.train.steps=100
+
+Every setting is described in frozen_jax/config.py and the files *_settings.py beside it. `python -m frozen_jax` lists
+the tools.
 """
+
+# Flags, start-up, one call; no logic here. What --help shows is the docstring above. The run itself is run.py.
 
 from __future__ import annotations
 

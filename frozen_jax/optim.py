@@ -7,6 +7,7 @@ import re
 import optax
 
 from frozen_jax.config import OptimSettings
+from frozen_jax.lora import FACTORS
 from frozen_jax.models.vision import FROZEN_STATISTICS
 from frozen_jax.state import FROZEN, TRAINABLE, LabelRules, Params, flatten, map_with_path, match_rules
 
@@ -22,7 +23,10 @@ def list_label_rules(params: Params, *, lm_trains: bool, vision_trains: bool = T
         lm_trains: the `finetuned` and `scratch` controls and the text stage.
         vision_trains: not where `vision.freeze` leaves the prefix alone to train.
     """
-    rules = [("lm/.*", TRAINABLE if lm_trains else FROZEN)]
+    if any(re.fullmatch(FACTORS, path) for path in flatten(params["lm"])):
+        rules = [(f"lm/{FACTORS}", TRAINABLE), (f"lm/(?!{FACTORS}$).*", FROZEN)]
+    else:
+        rules = [("lm/.*", TRAINABLE if lm_trains else FROZEN)]
     if "vision" in params:
         # Imported encoders carry running statistics, which are no weights.
         if vision_trains and any(re.fullmatch(FROZEN_STATISTICS, path) for path in flatten(params["vision"])):

@@ -111,7 +111,7 @@ def leaving_on_error() -> Iterator[None]:
         status = 1
         if isinstance(error, UserError) and "--traceback" not in sys.argv:
             print(f"error: {error}", file=sys.stderr)
-        elif isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN_FAULTS):
+        elif _comes_from_others(error):
             reason = str(error).splitlines()[0]
             print(
                 f"error: another process of this run is gone, or cannot be reached ({reason}): start the same command "
@@ -124,6 +124,13 @@ def leaving_on_error() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _comes_from_others(error: BaseException) -> bool:
+    """Whether a computation over all processes failed; one that Python begins itself is a ValueError, on a CPU."""
+    if isinstance(error, ValueError):
+        return str(error).startswith("UNKNOWN: Gloo")
+    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN_FAULTS)
 
 
 def is_first() -> bool:

@@ -35,7 +35,7 @@ def quantise_lm(params: Params) -> Params:
             continue
         kernel = np.asarray(leaf)
         stacked = path.startswith("blocks/")
-        layers = [_round(layer, inputs=_count_inputs(path)) for layer in (kernel if stacked else kernel[None])]
+        layers = [_round(layer, inputs=count_inputs(path)) for layer in (kernel if stacked else kernel[None])]
         numbers, scales = (np.stack(parts) for parts in zip(*layers, strict=True))
         result[path], result[_scale_path(path)] = (numbers, scales) if stacked else (numbers[0], scales[0])
     return unflatten(result)
@@ -52,7 +52,7 @@ def dequantise_lm(params: Params) -> Params:
         if leaf.dtype == np.int8:
             scale = np.asarray(flat[_scale_path(path)])
             lead = int(path.startswith("blocks/"))
-            inputs = tuple(range(lead, lead + _count_inputs(path)))
+            inputs = tuple(range(lead, lead + count_inputs(path)))
             result[path] = np.asarray(leaf, np.float32) * np.expand_dims(scale, inputs)
         elif not (path.endswith("/scale") and path.removesuffix("scale") + "kernel" in flat):
             result[path] = leaf
@@ -66,7 +66,7 @@ def describe_quantised(params: Params) -> Params:
         result[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.int8 if _is_kernel(path) else leaf.dtype)
         if _is_kernel(path):
             lead = int(path.startswith("blocks/"))
-            shape = leaf.shape[:lead] + leaf.shape[lead + _count_inputs(path) :]
+            shape = leaf.shape[:lead] + leaf.shape[lead + count_inputs(path) :]
             result[_scale_path(path)] = jax.ShapeDtypeStruct(shape, jnp.float32)
     return unflatten(result)
 
@@ -87,6 +87,6 @@ def _scale_path(path: str) -> str:
     return path.removesuffix("kernel") + "scale"
 
 
-def _count_inputs(path: str) -> int:
+def count_inputs(path: str) -> int:
     """Input axes of a kernel: attention's output projection sums over heads and their width, all others over one."""
     return 2 if path.endswith("/out/kernel") else 1

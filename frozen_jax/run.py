@@ -18,6 +18,7 @@ from frozen_jax.abstract import abstract_batch
 from frozen_jax.answers import Answers
 from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers, resolve_dtype
+from frozen_jax.captioned import caption_pictures
 from frozen_jax.chips import find_chip
 from frozen_jax.config import FREE_SECTIONS, Config, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
@@ -32,6 +33,7 @@ from frozen_jax.evaluate import evaluate
 from frozen_jax.features import drop_encoder, open_features
 from frozen_jax.flops import count_train_step
 from frozen_jax.language_model import fingerprint_params
+from frozen_jax.lora import split_lora
 from frozen_jax.preemption import StopRequest
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report, describe_training
@@ -42,6 +44,7 @@ from frozen_jax.tasks.controls import Models
 from frozen_jax.telemetry import format_banner
 from frozen_jax.train import Trained, init_state, place_here, place_towers, restore_best, train
 from frozen_jax.workdir import Workdir
+from frozen_jax.writers import Writers, naming_disk
 
 BAD_ITEMS = "bad_items"
 """Folder of the workdir with the lists of items that could not be used."""
@@ -115,6 +118,7 @@ def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fit
     if is_first():
         print(format_banner(title, placement=placement), flush=True)
     with contextlib.closing(checkpoints):  # an interrupted run still completes the save that it began
+        before_step = max(checkpoints.steps(), default=0)
         if mode == "eval":
             trained = restore_best(checkpoints, init_state(config, towers, placement))
         else:
@@ -145,8 +149,29 @@ def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fit
     after = _hash_lm(trainable, towers.frozen)
     path = directory / ANSWERS / f"{config.evaluate.report}.jsonl"
     answers = Answers(path, model=f"{fingerprint_params(trainable)} {after}")
-    model = dataclasses.replace(make_model(config, whole, params), answers=answers)
-    return Fitted(model, trained, before, after)
+    model = make_model(config, whole, params)
+    if trained.progress.step > before_step:
+        show_captions(model, validation_source, config, directory, step=trained.progress.step)
+    return Fitted(dataclasses.replace(model, answers=answers), trained, before, after)
+
+
+def show_captions(model: Model, source: Source, config: Config, directory: Path, *, step: int) -> None:
+    """Gives the best model's captions of some validation pictures to TensorBoard and its like.
+
+    A blind model has none: it would say the same of every picture.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
+    if model.network.vision is None or model.blind or not config.telemetry.captions:
+        return
+    captions = caption_pictures(model, source, config)
+    if captions and is_first():
+        with (
+            naming_disk(directory),
+            contextlib.closing(Writers(directory, config.telemetry, resume_step=step)) as writers,
+        ):
+            writers.add_captions(step, captions)
 
 
 def count_work(config: Config, towers: Towers, mesh: Mesh) -> dict[str, float]:
@@ -218,4 +243,5 @@ def _say_how_it_ended(trained: Trained, config: Config, directory: Path) -> None
 
 
 def _hash_lm(trainable: Params, frozen: Params) -> str:
-    return fingerprint_params(merge(trainable, frozen)["lm"])
+    """Of the language model's own weights; adapters are none."""
+    return fingerprint_params(split_lora(merge(trainable, frozen)["lm"])[0])

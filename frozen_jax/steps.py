@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from frozen_jax.batch import Batch
+from frozen_jax.batch import SLOT, Batch
 from frozen_jax.flow import scale_pixels, spread_times, weigh
 from frozen_jax.models.frozen import FrozenModel, input_mask
 from frozen_jax.state import Params, TrainState, merge
@@ -216,10 +216,25 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model: FrozenModel) -> Callable[[Params, Params, Batch], LossParts]:
-    """Builds `step(trainable, frozen, batch) -> LossParts`, without dropout or training switches."""
+def make_eval_step(model: FrozenModel) -> Callable[[Params, Params, Batch], tuple[LossParts, Float[Array, "B I P"]]]:
+    """Builds `step(trainable, frozen, batch) -> (LossParts, norms)`, without dropout or training switches.
 
-    def step(trainable: Params, frozen: Params, batch: Batch) -> LossParts:
-        return choose_loss(model)(merge(trainable, frozen), model, batch)
+    The norms are the Euclidean lengths of the prefix vectors in the batch's slots; NaN where a row has fewer pictures,
+    or no loss; none of a model without a prefix. The compiler merges their encoder with that of the loss.
+    """
+
+    def step(trainable: Params, frozen: Params, batch: Batch) -> tuple[LossParts, Float[Array, "B I P"]]:
+        params = merge(trainable, frozen)
+        return choose_loss(model)(params, model, batch), _measure_prefixes(params, model, batch)
 
     return step
+
+
+def _measure_prefixes(params: Params, model: FrozenModel, batch: Batch) -> Float[Array, "B I P"]:
+    rows, images = batch.images.shape[:2]
+    if not images or model.prefix is None:
+        return jnp.zeros((rows, images, 0))
+    norms = jnp.linalg.norm(model.embed_images(params, batch.images).astype(jnp.float32), axis=-1)
+    shown = jnp.sum(jnp.asarray(batch.tokens) == SLOT, axis=1) // model.prefix_length
+    counted = (jnp.arange(images)[None] < shown[:, None]) & jnp.any(jnp.asarray(batch.loss_mask) > 0, axis=1)[:, None]
+    return jnp.where(counted[:, :, None], norms, jnp.nan)

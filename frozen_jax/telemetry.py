@@ -1,7 +1,7 @@
 """What a run tells: `metrics.jsonl`, the progress bar, the start banner, tables, the non-finite guard.
 
 Does not live here: what is measured (steps.py, metrics/), the report's content (train.py), other files of the workdir.
-Next in the data flow: events.py, which writes the same scalars for TensorBoard.
+Next in the data flow: writers.py, which gives the same scalars to TensorBoard and its like.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
 
 import jax
+import numpy as np
+from jaxtyping import Float32
 from tqdm import tqdm
 
 from frozen_jax.errors import UserError
-from frozen_jax.events import EventWriter
 from frozen_jax.sharding import Placement, bytes_per_device
+from frozen_jax.telemetry_settings import TelemetrySettings
 from frozen_jax.throughput import Throughput
 from frozen_jax.workdir import write_text_atomic
+from frozen_jax.writers import Writers, naming_disk
 
 Item = TypeVar("Item")
 
@@ -58,6 +61,7 @@ class Telemetry:
         total_steps: int,
         examples_per_step: int,
         resume_step: int | None = None,
+        settings: TelemetrySettings = TelemetrySettings(),  # noqa: B008 (immutable)
         flops_per_example: float | None = None,
         peak_flops_per_s: float | None = None,
     ) -> None:
@@ -68,6 +72,7 @@ class Telemetry:
           total_steps: the step at which training ends, for the bar and the time left.
           examples_per_step: examples of one step over all devices.
           resume_step: the restored step, or None in a run that starts: then nothing logged before is kept.
+          settings: where scalars go beside `metrics.jsonl`.
           flops_per_example: for MFU, see `throughput.Throughput`.
           peak_flops_per_s: likewise, of all devices.
 
@@ -88,13 +93,10 @@ class Telemetry:
         if not self._active:
             return
         self._path = Path(workdir) / METRICS
-        try:
+        with naming_disk(workdir):
             _truncate(self._path, resume_step)
             self._file = self._path.open("a", encoding="utf-8")
-            first_new = 0 if resume_step is None else resume_step + 1
-            self._events = EventWriter(Path(workdir) / "tensorboard", first_step=first_new)
-        except OSError as error:
-            raise self._write_error(error) from error
+            self._writers = Writers(workdir, settings, resume_step=resume_step)
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(
@@ -135,16 +137,24 @@ class Telemetry:
         if not self._active:
             return
         finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        try:
+        with naming_disk(self._path.parent):
             self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
             self._file.flush()
-            self._events.add_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
-        except OSError as error:
-            raise self._write_error(error) from error
+            self._writers.add_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
         if kind == "train":
             self._show_progress(step, values, now)
         else:
             self._print(f"{kind} at step {step}: {_format_scalars(values)}")
+
+    def log_prefix_norms(self, step: int, norms: Float32[np.ndarray, " n"]) -> None:
+        """Adds a histogram of the lengths of prefix vectors, unless there are none.
+
+        Raises:
+          UserError: the disk is full, read-only or failing.
+        """
+        if self._active and norms.size:
+            with naming_disk(self._path.parent):
+                self._writers.add_histogram(step, "prefix/norm", norms)
 
     def close(self) -> None:
         """Ends the bar and completes the files.
@@ -156,11 +166,9 @@ class Telemetry:
             return
         if self._bar is not None:
             self._bar.close()
-        try:
-            self._events.close()
+        with naming_disk(self._path.parent):
+            self._writers.close()
             self._file.close()
-        except OSError as error:
-            raise self._write_error(error) from error
 
     def _show_progress(self, step: int, values: Mapping[str, float], now: float) -> None:
         if self._bar is not None:
@@ -184,12 +192,6 @@ class Telemetry:
             self._bar.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)
-
-    def _write_error(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self._path.parent}: metrics could not be written ({error.strerror}); make space or mend the disk, then "
-            "start the same command again to resume"
-        )
 
 
 def check_finite(step: int, metrics: Mapping[str, SupportsFloat], sample_ids: Iterable[Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 
 from frozen_jax.batch import validate
 from frozen_jax.build import Towers
@@ -247,6 +248,7 @@ def _take_steps(run: _Run, state: TrainState, progress: Progress) -> TrainState:
         total_steps=settings.steps,
         examples_per_step=settings.batch_size,
         resume_step=progress.step or None,
+        settings=config.telemetry,
         **run.rates,
     )
     pending: list[Pending] = []
@@ -279,8 +281,11 @@ def _take_steps(run: _Run, state: TrainState, progress: Progress) -> TrainState:
             if not (due or stopping):
                 continue
             if evaluating:
-                scores = evaluate(run.validation, run.model, state.trainable, run.frozen, placement=run.placement)
+                scores, norms = evaluate(
+                    run.validation, run.model, state.trainable, run.frozen, placement=run.placement
+                )
                 telemetry.log(step, scores, kind="validation")
+                telemetry.log_prefix_norms(step, norms)
                 progress = judge(progress, scores["loss"], patience=settings.patience)
             progress = progress._replace(finished=progress.finished or done)
             if math.isfinite(telemetry.examples_per_s):
@@ -360,25 +365,27 @@ def judge(progress: Progress, loss: float, *, patience: int) -> Progress:
 
 def evaluate(
     pipeline: Pipeline, model: FrozenModel, trainable: Params, frozen: Params, *, placement: Placement
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Float32[np.ndarray, " n"]]:
     """Returns loss (nats per word), perplexity and next-word accuracy over one pass of `pipeline`.
 
-    Of a generator the loss alone, per picture.
+    Of a generator the loss alone, per picture. Returns also the lengths of all prefix vectors.
     """
-    step: Callable[..., LossParts] = compile_eval_step(model, placement)
-    sums = np.zeros(3)
+    step: Callable[..., tuple[LossParts, jax.Array]] = compile_eval_step(model, placement)
+    sums, norms = np.zeros(3), [np.zeros(0, np.float32)]
     for batch in pipeline.evaluation_batches():
-        parts = jax.device_get(step(trainable, frozen, put_batch(batch, placement.mesh)))
+        parts, lengths = jax.device_get(step(trainable, frozen, put_batch(batch, placement.mesh)))
         sums += np.array(parts, np.float64)
+        norms.append(lengths[np.isfinite(lengths)])
     loss_sum, words, correct_sum = sums.tolist()
     loss = loss_sum / words
     if model.generator is not None:
-        return {"loss": loss}
-    return {
+        return {"loss": loss}, np.concatenate(norms)
+    scores = {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
         "token_accuracy": correct_sum / words,
     }
+    return scores, np.concatenate(norms)
 
 
 def _flush(run: _Run, pending: list[Pending], progress: Progress, telemetry: Telemetry | None) -> Progress:

@@ -62,4 +62,5 @@ def tiny_config(tiny_lm):
     config.train.evaluate_every = 3
     config.checkpoint.every = 2
     config.checkpoint.keep = 3
+    config.telemetry.captions = 0  # a program more to compile
     return config

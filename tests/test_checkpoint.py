@@ -200,7 +200,7 @@ def test_refuses_another_format(saved, tmp_path):
     from frozen_jax.checkpoint import _meta_digest
 
     meta.write_text(json.dumps(content | {"digest": _meta_digest(content)}))
-    with pytest.raises(UserError, match="checkpoint format 99, this version reads 2"):
+    with pytest.raises(UserError, match="checkpoint format 99, this version reads 3"):
         open_checkpoints(directory).restore(10, abstract(make_state()))
 
 

@@ -51,6 +51,7 @@ def test_the_core_declares_what_it_imports_and_nothing_else():
     imported = {name.replace("tensorflow-cpu", "tensorflow") for name in imported}
     imported.discard("array-record")  # of tensorflow-datasets, where it exists; without it an error says so
     imported -= {"torch", "transformers"}  # an export is compared in them where they are installed
+    imported -= declared(PROJECT["optional-dependencies"]["wandb"])  # imported where the config names a project
     imported.discard("libtpu")  # comes with jax[tpu]; asked for, never imported
     assert imported - core == set(), "imported by the package, not in [project] dependencies"
     assert core - imported == set(), "in [project] dependencies, not imported by the package"

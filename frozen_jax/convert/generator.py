@@ -16,7 +16,7 @@ def generator_table(config: GeneratorConfig) -> Table:
         "no_text": (config.queries, config.width),
         "positions": (config.tokens, config.width),
     }
-    maps = {
+    maps: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
         "condition": ((config.lm_width,), width),
         "patches": (patch, width),
         "time_in": ((2 * FREQUENCIES,), width),
@@ -24,7 +24,7 @@ def generator_table(config: GeneratorConfig) -> Table:
         "final_steer": (width, (2 * config.width,)),
         "pixels": (width, patch),
     }
-    layers = {
+    layers: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
         "steer": (width, (6 * config.width,)),
         "qkv": (width, (3, *heads)),
         "out": (heads, width),

@@ -53,7 +53,7 @@ def read_json(path: str | Path, *keys: str) -> dict[str, Any]:
 
 @_names_the_file
 def coco_captions(path: str | Path, *, root: str | Path) -> MemorySource:
-    """Reads COCO's `captions_*.json` (also NoCaps and others of that schema): one record per picture.
+    """Reads COCO's `captions_*.json` (also NoCaps, with domains, and others of that schema): one record per picture.
 
     Args:
         path: the file.
@@ -66,7 +66,12 @@ def coco_captions(path: str | Path, *, root: str | Path) -> MemorySource:
     folder = Path(root).expanduser()
     return MemorySource(
         [
-            Record(id=str(row["id"]), image=folder / row["file_name"], captions=tuple(captions.get(row["id"], ())))
+            Record(
+                id=str(row["id"]),
+                image=folder / row["file_name"],
+                captions=tuple(captions.get(row["id"], ())),
+                domain=str(row.get("domain", "")),
+            )
             for row in content["images"]
         ]
     )
@@ -126,8 +131,10 @@ def vqa_pairs(
         found = answers.get(row["question_id"], {})
         if answers and not found:
             raise UserError(f"data: {annotations} has no answers for question {row['question_id']}; use the right file")
-        texts = tuple(answer["answer"] for answer in found.get("answers", ()))
-        asked = Question(row["question"], texts, str(row["question_id"]), str(found.get("answer_type", "")))
+        given = found.get("answers", ())
+        texts = tuple(answer["answer"] for answer in given)
+        raw = tuple(answer["raw_answer"] for answer in given) if all("raw_answer" in answer for answer in given) else ()
+        asked = Question(row["question"], texts, str(row["question_id"]), str(found.get("answer_type", "")), raw)
         grouped.setdefault(row["image_id"], []).append(asked)
     folder = Path(root).expanduser()
     records = []

@@ -73,12 +73,14 @@ class Question(NamedTuple):
         answers: reference answers, ten in VQAv2, one in easy-VQA, none in a hidden test set.
         id: the source's own question id ("" if it has none).
         kind: the source's own type ("yes/no", "number", "other"; "" if it has none).
+        raw_answers: the same answers as people wrote them, where the source has changed them (OK-VQA's are stemmed).
     """
 
     text: str
     answers: tuple[str, ...]
     id: str = ""
     kind: str = ""
+    raw_answers: tuple[str, ...] = ()
 
 
 class Record(NamedTuple):
@@ -93,6 +95,7 @@ class Record(NamedTuple):
         tags: class name or multi-label tags.
         turns: a text of its own, without a picture, as stretches of (what is given, what is to be predicted from all
             before it); nothing is put between them.
+        domain: the part of the set that figures are given for by itself, such as NoCaps' "near-domain"; "" is none.
     """
 
     id: str
@@ -101,6 +104,7 @@ class Record(NamedTuple):
     questions: tuple[Question, ...] = ()
     tags: tuple[str, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
+    domain: str = ""
 
 
 @runtime_checkable

@@ -49,8 +49,9 @@ def write_card(model: Model, config: Config, workdir: Path, *, lm_path: str | No
     counts = {part: sum(leaf.size for leaf in flatten(tree).values()) for part, tree in model.params.items()}
     question = config.data.question_format.format(question="what is in the picture?")
     language_model = config.lm.path or f"made from scratch, {model.network.lm.config.to_hf()['model_type']}"
+    adapted = f" with adapters of rank {config.lm.lora_rank}" if config.lm.lora_rank else ""
     facts = [
-        ("language model", f"{language_model}, {config.lm.mode}, {counts['lm']:,} parameters"),
+        ("language model", f"{language_model}, {config.lm.mode}{adapted}, {counts['lm']:,} parameters"),
         ("vision encoder", f"{config.vision.name}, {counts['vision']:,} parameters"),
         ("prefix", f"{config.prefix.length} vectors for each picture, {counts['prefix']:,} parameters"),
         ("trained on", config.data.train),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ from frozen_jax.export.layout import CONFIG, WEIGHTS
 from frozen_jax.export.write import write_digests
 from frozen_jax.flow import follow, guided_velocity, to_pixels
 from frozen_jax.language_model import load_lm, save_lm
+from frozen_jax.lora import merge_lora
 from frozen_jax.models.frozen import FrozenModel
-from frozen_jax.models.generator import Generator
 from frozen_jax.quantise import dequantise_lm
 from frozen_jax.state import flatten
 from frozen_jax.workdir import write_json_atomic
@@ -63,13 +63,15 @@ class Difference(NamedTuple):
 
 
 def widen_generator(model: Model) -> Model:
-    """Returns the model in float32, on the host: the very weights it has, int8 kernels multiplied out."""
+    """Returns the model in float32, on the host: the very weights it has, int8 kernels and adapters multiplied out."""
     network = model.network
     assert network.generator is not None
     lm = network.lm.clone(dtype=jnp.float32)
-    wide = FrozenModel(lm, generator=cast(Generator, network.generator.clone(dtype=jnp.float32)))
+    wide = FrozenModel(lm, generator=network.generator.clone(dtype=jnp.float32))
     host = {**jax.device_get(model.params)}
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), {**host, "lm": dequantise_lm(host["lm"])})
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float32), {**host, "lm": merge_lora(dequantise_lm(host["lm"]))}
+    )
     return dataclasses.replace(model, network=wide, params=params)
 
 

@@ -38,6 +38,7 @@ from frozen_jax.export.layout import (
     fingerprint_tensors,
     name_tensors,
 )
+from frozen_jax.lora import merge_lora
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.resnet import ResNet
@@ -73,7 +74,7 @@ def new_directory(out: Path) -> Iterator[Path]:
 
 
 def widen(model: Model) -> Model:
-    """Returns the model in float32, on the host: the very weights it has, int8 kernels multiplied out.
+    """Returns the model in float32, on the host: the very weights it has, int8 kernels and adapters multiplied out.
 
     Raises:
         UserError: it was trained on text alone.
@@ -86,7 +87,7 @@ def widen(model: Model) -> Model:
     lm, vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.lm, network.vision, network.prefix))
     wide = FrozenModel(lm, vision, cast(Prefix, prefix))
     host = {**jax.device_get(model.params)}
-    params = {**host, "lm": dequantise_lm(host["lm"])}
+    params = {**host, "lm": merge_lora(dequantise_lm(host["lm"]))}
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     return dataclasses.replace(model, network=wide, params=params)
 

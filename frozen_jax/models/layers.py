@@ -63,7 +63,8 @@ def contract(equation: str, x: Float[Array, "*x"], kernel: Float[Array, "*kernel
 class Projection(nn.Module):
     """A linear map of the last input axes on several named output axes, as one matrix product.
 
-    An int8 kernel has a `scale` per output beside it (`frozen_jax/quantise.py`), which is applied to the product.
+    An int8 kernel has a `scale` per output beside it (`frozen_jax/quantise.py`), which is applied to the product; an
+    adapted one has two factors, whose product is added to it (`frozen_jax/lora.py`).
 
     Attributes:
         equation: einsum such as "BSD,DNH->BSNH"; the kernel's letters are contracted first, then new.
@@ -89,6 +90,13 @@ class Projection(nn.Module):
         if self.has_variable("params", "scale"):
             scale = self.param("scale", nn.initializers.ones, self.shape[-self.outputs :])
             y = (y * scale[None, None]).astype(self.dtype)
+        if self.has_variable("params", "lora_down"):
+            inputs, outputs = self.shape[: -self.outputs], self.shape[-self.outputs :]
+            rank: int = self.get_variable("params", "lora_down").shape[-1]
+            down = self.param("lora_down", nn.initializers.normal(), (*inputs, rank))
+            up = self.param("lora_up", nn.initializers.zeros, (rank, *outputs))
+            low = jnp.tensordot(x.astype(self.dtype), down.astype(self.dtype), len(inputs))
+            y = y + jnp.tensordot(low, up.astype(self.dtype), 1)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.shape[-self.outputs :])
             y = y + bias.astype(self.dtype)[None, None]

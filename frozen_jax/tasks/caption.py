@@ -44,6 +44,12 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         "n": len(captioned),
         "without_reference": len(records) - len(captioned),
     }
+    # Each domain is a set of its own: CIDEr-D's document frequencies are those of its references alone.
+    domains: dict[str, dict[Hashable, Sequence[str]]] = {
+        domain: {record.id: references[record.id] for record in captioned if record.domain == domain}
+        for domain in sorted({record.domain for record in captioned} - {""})
+    }
+    figures |= {"n_by_domain": {domain: len(part) for domain, part in domains.items()}} if domains else {}
     samples: list[Sample] = []
     for name, model, table in list_views(models, images_of(captioned), seed=config.seed):
         texts = model.generate(
@@ -53,6 +59,10 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
             record.id: text.strip() for record, text in zip(captioned, texts, strict=True)
         }
         figures[name] = score_captions(predictions, references)
+        by_domain = {
+            domain: score_captions({name: predictions[name] for name in part}, part) for domain, part in domains.items()
+        }
+        figures[name] |= {"by_domain": by_domain} if by_domain else {}
         if not samples:
             truths = [record.captions for record in captioned]
             hits = [exact_match(text, captions) for text, captions in zip(texts, truths, strict=True)]

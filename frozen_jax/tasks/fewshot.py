@@ -21,6 +21,7 @@ from frozen_jax.config import Config
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import FewShotSettings
 from frozen_jax.language_model import save_lm
+from frozen_jax.lora import merge_lora
 from frozen_jax.metrics.vqa import normalise_answer
 from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, Prompt, fill, show
@@ -65,7 +66,7 @@ def evaluate_text(config: Config, models: Models, directory: Path) -> Measured:
     """Runs the grid by the text oracle alone, and saves its language model where `lm.path` can name it."""
     if is_first():
         model = models.seeing
-        save_lm(directory / "lm", model.network.lm.config, model.params["lm"], model.tokenizer)
+        save_lm(directory / "lm", model.network.lm.config, merge_lora(model.params["lm"]), model.tokenizer)
     return evaluate(config, models, directory)
 
 

@@ -40,7 +40,7 @@ SHOWN = 8
 
 NEIGHBOURS = 3
 
-Pixels = UInt8[np.ndarray, "R height width 3"]
+Pixels = UInt8[np.ndarray, "_ height width 3"]
 
 
 def evaluate(config: Config, models: Models, directory: Path) -> Measured:
@@ -71,8 +71,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         for name, reading in readings.items():
             figures[name] |= score_tags(reading.tags, truths, settings.tags)
         figures["shuffled"] |= score_tags(readings["seeing"].tags, [truths[row] for row in order], settings.tags)
-        distances = compare_features(readings, reader.read(known).features)
-        for name, distance in distances.items():
+        for name, distance in compare_features(readings, reader.read(known).features).items():
             figures[name]["frechet"] = distance
     if settings.captioner:
         captioner = load(settings.captioner)

@@ -1,7 +1,8 @@
 """Open-ended questions about pictures, zero-shot and after k answered ones; VQA accuracy in percent.
 
 Sources of any kind with questions: VQAv2 and OKVQA (`vqa:`), easy-VQA, tables. Predictions are compared by the official
-rule (`metrics/vqa.py`) as they are, not stemmed.
+rule (`metrics/vqa.py`) as they are, not stemmed; where a source has stemmed its answers, also with those that people
+wrote.
 """
 
 from __future__ import annotations
@@ -109,6 +110,10 @@ def measure(
     """
     settings = config.evaluate.vqa
     scores: list[dict[str, float]] = []
+    raw: list[float] = []
+    as_written = [query.question._replace(answers=query.question.raw_answers) for query in asked]
+    written = [query._replace(question=question) for query, question in zip(asked, as_written, strict=True)]
+    written = written if all(question.answers for question in as_written) else []
     first: list[str] = []
     for chosen in shots:
         prompts = [make_prompt(query, before, settings) for query, before in zip(asked, chosen, strict=True)]
@@ -116,10 +121,13 @@ def measure(
             prompts, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=view.table
         )
         scores.append(score_answers(answers, asked))
+        raw.append(score_answers(answers, written)["overall"] if written else 0.0)
         first = first or answers
     kinds = [kind for kind in scores[0] if kind not in ("overall", "")]
     by_type = {kind: round(float(np.mean([score[kind] for score in scores])), 2) for kind in kinds}
     summary = summarise_seeds([score["overall"] for score in scores]) | ({"by_type": by_type} if by_type else {})
+    if written:
+        summary["accuracy_raw_answers"] = round(float(np.mean(raw)), 2)
     return summary, first
 
 

@@ -32,7 +32,11 @@ def caption(workdir: Path, images: list[Path], *, question: str | None) -> list[
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line, prints one line per picture; exit status 1 with one line for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m frozen_jax.tools.caption", description="Captions pictures.")
+    parser = argparse.ArgumentParser(
+        prog="python -m frozen_jax.tools.caption",
+        description="Captions pictures, or answers a question about each.",
+        epilog="example: python -m frozen_jax.tools.caption --workdir=runs/quickstart PICTURE.png",
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run")
     parser.add_argument("--question", help="answer this about each picture in place of a caption")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")

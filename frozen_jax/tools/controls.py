@@ -6,7 +6,7 @@ takes what is finished as it is. Settings are changed as in training, by `--conf
 
     DIR/           seeing, and prefix_P of the config's own P
     DIR/blind/     blind: trained and asked on black pictures, on the very shots and episodes of the seeing run
-    DIR/finetuned/, DIR/scratch/, DIR/prefix_1/, …
+    DIR/finetuned/, DIR/scratch/, DIR/lora/, DIR/prefix_1/, …
 
 The run itself is `run.run`; nothing is measured here.
 """
@@ -33,12 +33,15 @@ from frozen_jax.telemetry import format_table
 from frozen_jax.workdir import read_json, write_json_atomic, write_text_atomic
 
 PREFIXES = (1, 2, 4)
-ROWS = ("seeing", "blind", "finetuned", "scratch", *(f"prefix_{length}" for length in PREFIXES))
+ROWS = ("seeing", "blind", "finetuned", "scratch", "lora", *(f"prefix_{length}" for length in PREFIXES))
 """Rows of the table by default."""
 
 MIXED = "mixed"
 MIXED_FRACTION = 0.5
 """Share of training rows with a question in the row `mixed`, the paper's training with VQA data."""
+
+LORA_RANK = 8
+"""Of the adapters in the row `lora`; they train at the config's own rate."""
 
 RATE_RATIO = 30.0
 """The paper trains the language model's controls at 1e-5 and the frozen one at 3e-4."""
@@ -80,6 +83,7 @@ def plan_rows(config: Config, names: Sequence[str], *, lm_rate: float | None) ->
     for name, value, wanted in (
         ("blind", config.blind, False),
         ("lm.mode", config.lm.mode, "frozen"),
+        ("lm.lora_rank", config.lm.lora_rank, 0),
         ("vision.name ''", not config.vision.name, False),
         ("evaluate.task", config.evaluate.task in ("none", "scene_text") and config.evaluate.task, False),
     ):
@@ -106,6 +110,8 @@ def _plan_run(config: Config, name: str, *, lm_rate: float | None) -> Row:
         rate = config.optim.learning_rate / RATE_RATIO if lm_rate is None else lm_rate
         given["lm"] |= {"mode": name, "weights": "float"}
         given["optim"]["learning_rate"] = rate
+    elif name == "lora":
+        given["lm"]["lora_rank"] = LORA_RANK
     elif name == MIXED:
         source = open_source(config.data.train)
         if not any(source.record(index).questions for index in range(min(LOOKED_AT, len(source)))):
@@ -160,7 +166,8 @@ def tabulate(rows: Mapping[str, Row], reports: Mapping[str, Mapping[str, Any]]) 
             if row.view == "seeing" and "shuffled" in bars:
                 line["shuffled"] = bars["shuffled"]
             same = frozen["lm_sha256_before"] == frozen["lm_sha256_after"]
-            line["language model"] = "unchanged" if same else "trained"
+            adapted = f", adapters of rank {row.config.lm.lora_rank}" if row.config.lm.lora_rank else ""
+            line["language model"] = ("unchanged" if same else "trained") + adapted
             line |= {"best step": train["best_step"], "validation loss": train["best_validation_loss"]}
             lines.append(line | {"report": str(Path(row.folder, f"{row.config.evaluate.report}.json"))})
         without = {name: seeing.bars[name] for name in BASELINES if name in seeing.bars}
@@ -222,6 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m frozen_jax.tools.controls",
         description="Trains and evaluates the controls of a run and writes one table; --config=FILE as main has it.",
+        epilog="example: python -m frozen_jax.tools.controls --config=configs/quickstart.py --workdir=runs/quickstart",
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="of the seeing run, finished, begun or not yet")

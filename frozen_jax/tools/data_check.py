@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m frozen_jax.tools.data_check",
         description="Checks the training and validation data of --config=FILE (and --config.… as main has them).",
+        epilog="example: python -m frozen_jax.tools.data_check --config=configs/quickstart.py",
         allow_abbrev=False,
     )
     parser.add_argument("--source", help="one source in place of a config, such as folder:/data/stamps")

@@ -48,8 +48,9 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
                 f"--no_lm leaves out a pre-trained language model that stayed as it was; this is --format={layout} of "
                 f"a run with lm.path={config.lm.path!r} and lm.mode={config.lm.mode!r}: export without --no_lm"
             )
-        if not with_lm and config.lm.weights != "float":
-            raise UserError("--no_lm: the run computed with int8 kernels, not with the published ones; export them too")
+        changed = "int8 kernels" if config.lm.weights == "int8" else "adapted kernels" if config.lm.lora_rank else ""
+        if not with_lm and changed:
+            raise UserError(f"--no_lm: the run computed with {changed}, not with the published ones; export them too")
         if config.generator.name:
             return _export_generator(config, workdir, directory, out, layout=layout, with_lm=with_lm)
         model = widen(load_run(workdir))
@@ -93,7 +94,10 @@ def _export_generator(config: Config, workdir: Path, directory: Path, out: Path,
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line; exit status 1 with one line for what the user can mend."""
     parser = argparse.ArgumentParser(
-        prog="python -m frozen_jax.tools.export", description="Exports a trained model.", allow_abbrev=False
+        prog="python -m frozen_jax.tools.export",
+        description="Exports a trained model to PyTorch and others.",
+        epilog="example: python -m frozen_jax.tools.export --workdir=runs/quickstart --out=runs/quickstart_pytorch",
+        allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run")
     parser.add_argument("--out", type=Path, required=True, help="a new directory")

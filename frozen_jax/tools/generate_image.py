@@ -72,7 +72,9 @@ def name_files(directory: Path, texts: list[str], *, count: int, overwrite: bool
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line, writes the files and prints their names; exit status 1 for what the user can mend."""
     parser = argparse.ArgumentParser(
-        prog="python -m frozen_jax.tools.generate_image", description="Draws pictures of texts, as PNG files."
+        prog="python -m frozen_jax.tools.generate_image",
+        description="Draws pictures of texts, as PNG files.",
+        epilog='example: python -m frozen_jax.tools.generate_image --workdir=runs/generate "a red circle"',
     )
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run with a generator")
     parser.add_argument("--out", type=Path, default=Path("."), help="directory of the pictures; the present one")

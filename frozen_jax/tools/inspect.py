@@ -84,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m frozen_jax.tools.inspect",
         description="Shows every parameter of a run and where it lies; --config=FILE and --config.… as main has them.",
+        epilog="example: python -m frozen_jax.tools.inspect --config=configs/quickstart.py --devices=8",
         allow_abbrev=False,
     )
     parser.add_argument("--devices", type=int, help="of the mesh; those here by default")

@@ -117,7 +117,11 @@ def make_episodes(
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line; exit status 1 with one line for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m frozen_jax.tools.make_episodes", description="Few-shot episodes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m frozen_jax.tools.make_episodes",
+        description="Draws few-shot episodes from tagged pictures.",
+        epilog="example: python -m frozen_jax.tools.make_episodes --source=easy_vqa:test --tag=1 --out=runs/episodes",
+    )
     parser.add_argument("--source", required=True, help="tagged pictures, one line as in data.train")
     parser.add_argument("--out", required=True, help="folder, or a file that ends in .tar.gz")
     parser.add_argument("--ways", type=int, default=2, help="classes per episode")

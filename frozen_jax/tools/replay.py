@@ -76,9 +76,14 @@ def replay(directory: Path, step: int) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints one line of JSON; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="frozen_jax.tools.replay", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--step", type=int, required=True)
+    parser = argparse.ArgumentParser(
+        prog="python -m frozen_jax.tools.replay",
+        description="Takes one training step again, on the same batch, and prints its metrics and samples.",
+        epilog="example: python -m frozen_jax.tools.replay --workdir=runs/quickstart --step=120",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="of a training run")
+    parser.add_argument("--step", type=int, required=True, help="counted from 1")
     options = parser.parse_args(arguments)
     try:
         found = replay(options.workdir, options.step)

@@ -50,6 +50,32 @@ def test_captions_with_controls(reds, tmp_path):
     assert figures["majority"] == {"caption": "red", **same} and same["exact_match"] == 100.0 > same["cider_d"]
 
 
+def test_captions_by_domain_are_those_of_each_domain_alone(tmp_path):
+    """NoCaps' form: COCO's, and a domain in every picture's entry."""
+    places = dict(zip(WORDS, ("in-domain", "near-domain", "near-domain", "out-domain"), strict=True))
+    images = [{"id": red, "file_name": f"{red}.png", "domain": domain} for red, domain in places.items()]
+    for red in WORDS:
+        Pillow.fromarray(paint(red)).save(tmp_path / f"{red}.png")
+    texts = [{"image_id": red, "caption": text} for red, words in WORDS.items() for text in (words, "it is red")]
+    (tmp_path / "nocaps.json").write_text(json.dumps({"images": images, "annotations": texts}))
+    settings = CaptionSettings(source=f"coco:{tmp_path}/nocaps.json?root={tmp_path}")
+    config = Config(
+        data=DataSettings(train=settings.source), evaluate=EvaluateSettings(task="caption", caption=settings)
+    )
+    say = lambda parts: WORDS[90 if parts[0] == 10 else int(parts[0])]  # noqa: E731
+    figures = caption.evaluate(config, Models(Seer(say)), tmp_path).figures["caption"]
+    assert figures["n_by_domain"] == {"in-domain": 1, "near-domain": 2, "out-domain": 1}
+    found = figures["seeing"]["by_domain"]
+    assert {name: part["exact_match"] for name, part in found.items()} == {
+        "in-domain": 0.0,
+        "near-domain": 100.0,
+        "out-domain": 100.0,
+    }
+    near = {str(red): [WORDS[red], "it is red"] for red in (90, 170)}
+    assert found["near-domain"] == score_captions({name: lines[0] for name, lines in near.items()}, near)
+    assert found["near-domain"]["cider_d"] != figures["seeing"]["cider_d"] > found["in-domain"]["cider_d"]
+
+
 def test_captions_need_references(reds, tmp_path):
     Pillow.fromarray(paint(10)).save(tmp_path / "0.png")
     (tmp_path / "bare.jsonl").write_text('{"image": "0.png"}')

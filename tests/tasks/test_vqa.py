@@ -133,6 +133,19 @@ def test_ten_answers_and_types_by_the_official_rule(tmp_path):
     assert "shuffled" not in row  # one picture has no other
 
 
+def test_stemmed_answers_are_official_and_those_that_people_wrote_stand_beside(tmp_path):
+    """OK-VQA's form: `answer` is stemmed, `raw_answer` is not; the official code reads the former."""
+    Pillow.fromarray(paint(30)).save(tmp_path / "7.jpg")
+    questions = [{"image_id": 7, "question": "q?", "question_id": 1}]
+    (tmp_path / "q.json").write_text(json.dumps({"questions": questions}))
+    given = [{"answer": "race", "raw_answer": "30"}] * 2 + [{"answer": "30", "raw_answer": "racing"}] * 8
+    annotation = {"question_id": 1, "answer_type": "other", "answers": given}
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [annotation]}))
+    source = f"vqa:{tmp_path}/q.json?root={tmp_path}&annotations={tmp_path}/a.json"
+    row = vqa.evaluate(make_config(source), Models(Seer(name_red)), tmp_path).figures["vqa"]["shots_0"]
+    assert row["seeing"]["accuracy"] == 100.0 and row["seeing"]["accuracy_raw_answers"] == 60.0
+
+
 def test_examples_limits_questions(reds, tmp_path):
     config = make_config(reds)
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, examples=2))

@@ -4,8 +4,10 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from frozen_jax.chips import find_slice
 from frozen_jax.config import from_config_dict
 from frozen_jax.tools import compile_check
 
+ROOT = Path(__file__).parent.parent.parent
 FOUND = {
     "config": "configs/a.py",
     "slice": "v5e-8",
@@ -106,6 +109,19 @@ def test_the_smallest_config_compiles_for_a_slice(name, tmp_path):
     assert found["simulated_examples_per_s"] > 0
     reductions = found["collectives"].get("all-reduce", {"count": 0})["count"]
     assert reductions == (0 if name == "v5e-1" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler, extra tpu")
+def test_what_the_notebook_trains_fits_the_free_tpu_of_colab(tmp_path):
+    """Training and decoding; the notebook's other choice is the smallest config, above."""
+    settings = json.loads((ROOT / "notebooks" / "frozen_colab.ipynb").read_text("utf-8"))["cells"][1]["source"]
+    configs = set(re.findall(r"configs/\w+\.py", "".join(settings))) - {"configs/debug_tiny.py"}
+    assert configs == {"configs/quickstart.py"}
+    done = run("--config=configs/quickstart.py", "--slice=v5e-1", f"--json={tmp_path / 'found.json'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["train"]["fits"] and found["decode"]["fits"] and found["peak_bytes"] < 2**30
 
 
 @pytest.mark.slow

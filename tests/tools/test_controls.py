@@ -48,6 +48,7 @@ def test_each_row_changes_what_its_name_says():
     assert changed == {
         "finetuned": {"lm.mode": "finetuned", "lm.weights": "float", "optim.learning_rate": pytest.approx(1e-3)},
         "scratch": {"lm.mode": "scratch", "lm.weights": "float", "optim.learning_rate": pytest.approx(1e-3)},
+        "lora": {"lm.lora_rank": 8},
         "prefix_1": {"prefix.length": 1, "data.max_tokens": 38, "data.buckets": (18, 38)},
         "prefix_4": {"prefix.length": 4, "data.max_tokens": 44, "data.buckets": (24, 44)},
         "mixed": {"data.question_fraction": 0.5},
@@ -128,14 +129,14 @@ def test_a_table_interrupted_and_finished(tmp_path, monkeypatch):
     """Killed at a row and begun again: nothing runs twice."""
     config, runs = from_config_dict(make_config("lm")), Runs(interrupted="scratch")
     monkeypatch.setattr(controls, "run", runs)
-    names = ["blind", "finetuned", "scratch", "prefix_2"]
+    names = ["blind", "finetuned", "scratch", "prefix_2", "lora"]
     with pytest.raises(KeyboardInterrupt):
         compare(config, tmp_path / "w", names)
     first = ["seeing", "blind", "finetuned", "prefix_2"]
     assert [line["row"] for line in read_lines(tmp_path / "w")] == [*first, "majority", *first, "chance"]
     table = compare(config, tmp_path / "w", names)
-    assert runs.started == ["w", "finetuned", "scratch", "scratch"]
-    assert compare(config, tmp_path / "w", names) == table and len(runs.started) == 4
+    assert runs.started == ["w", "finetuned", "scratch", "scratch", "lora"]
+    assert compare(config, tmp_path / "w", names) == table and len(runs.started) == 5
     kept = ("measure", "row", "score", "shuffled", "language model", "best step", "validation loss")
     assert [tuple(line.get(name) for name in kept) for line in read_lines(tmp_path / "w")] == [
         ("vqa.shots_0 accuracy", "seeing", 10.0, 11.0, "unchanged", 2, 10.0),
@@ -143,12 +144,14 @@ def test_a_table_interrupted_and_finished(tmp_path, monkeypatch):
         ("vqa.shots_0 accuracy", "finetuned", 20.0, 21.0, "trained", 2, 20.0),
         ("vqa.shots_0 accuracy", "scratch", 40.0, 41.0, "trained", 2, 40.0),
         ("vqa.shots_0 accuracy", "prefix_2", 10.0, 11.0, "unchanged", 2, 10.0),
+        ("vqa.shots_0 accuracy", "lora", 50.0, 51.0, "unchanged, adapters of rank 8", 2, 50.0),
         ("vqa.shots_0 accuracy", "majority", 5.0, None, None, None, None),
         ("classify top_1", "seeing", 12.0, None, "unchanged", 2, 10.0),
         ("classify top_1", "blind", 4.0, None, "unchanged", 2, 99.0),
         ("classify top_1", "finetuned", 22.0, None, "trained", 2, 20.0),
         ("classify top_1", "scratch", 42.0, None, "trained", 2, 40.0),
         ("classify top_1", "prefix_2", 12.0, None, "unchanged", 2, 10.0),
+        ("classify top_1", "lora", 52.0, None, "unchanged, adapters of rank 8", 2, 50.0),
         ("classify top_1", "chance", 25.0, None, None, None, None),
     ]
     written = (tmp_path / "w" / "controls.md").read_text()
