@@ -1,4 +1,4 @@
-"""A trained model to use: `generate` text, `score` given texts, `embed_image` and `embed_text`.
+"""A trained model to use: `generate` text, `score` given texts, `embed_image`, `embed_text`; `map_image` to find them.
 
     import frozen_jax, pathlib
     model = frozen_jax.load("runs/quickstart")
@@ -38,7 +38,7 @@ from frozen_jax.prefill import Beginning
 from frozen_jax.processes import deal
 from frozen_jax.prompt import EOS, Image, Prompt, PromptRows, check_room, encode_prompt
 from frozen_jax.prompt_batches import Encoded, PromptBatch, fill_up, find_query, make_batches
-from frozen_jax.scoring import embed_texts, score_continuations
+from frozen_jax.scoring import map_texts, pool_states, score_continuations
 from frozen_jax.sharding import find_row_sharding
 from frozen_jax.state import Params
 from frozen_jax.stopping import Completion, StopRule
@@ -58,6 +58,13 @@ def _embed_images(
     network: FrozenModel, params: Params, images: UInt8[Array | np.ndarray, "B 1 height width 3"]
 ) -> Float32[Array, "B P D"]:
     return network.embed_images(params, images)[:, 0].astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _map_images(
+    network: FrozenModel, params: Params, images: UInt8[Array | np.ndarray, "B 1 height width 3"]
+) -> Float32[Array, "B W"]:
+    return network.map_images(params, network.pool_images(params, images)[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -242,36 +249,79 @@ class Model:
         """
         if self.network.prefix is None:
             raise UserError("this model was trained on text alone (vision.name is ''); it cannot look at pictures")
-        if not len(images):
-            return np.zeros((0, self.network.prefix_length, self.network.lm.config.embed_width), np.float32)
-        size = self.images.size
-        if self.blind:
-            black = self._encode_pixels(np.zeros((1, size, size, 3), np.uint8), of=1)
-            return np.repeat(black, len(images), axis=0)
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-
-            def encode(start: int) -> bytes:
-                pixels = np.stack(list(threads.map(self._load, images[start : start + self.batch_size])))
-                return self._encode_pixels(pixels, of=len(images)).tobytes()
-
-            encoded = bytearray().join(deal(range(0, len(images), self.batch_size), encode))
-        width = self.network.lm.config.embed_width
-        return np.frombuffer(encoded, np.float32).reshape(len(images), self.network.prefix_length, width)
+        return self._look(images, _embed_images, (self.network.prefix_length, self.network.lm.config.embed_width))
 
     def embed_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "R D2"]:
         """Returns the language model's last hidden states, averaged over each text.
 
         For comparing texts with each other. Pictures and texts share no such space in this model: to compare those,
-        `score` the text after the picture.
+        `score` the text after the picture, or train for retrieval.
 
         Raises:
             UserError: a text that is empty or longer than the language model's positions.
         """
-        made = np.zeros((len(texts), self.network.lm.config.width), np.float32)
-        for numbers, laid, _, _ in self._make_batches([(text,) for text in texts], new_tokens=1):
-            vectors = embed_texts(self.network, self.params, self._put(laid.tokens))
-            made[numbers] = np.asarray(vectors)[: len(numbers)]
+        return self.embed_prompts([(text,) for text in texts])
+
+    def embed_prompts(
+        self,
+        prompts: Sequence[PromptParts],
+        *,
+        retrieval: bool = False,
+        prefixes: Float[np.ndarray, "R P D"] | None = None,
+    ) -> Float32[np.ndarray, "R D2"]:
+        """Returns one vector for each prompt of text and pictures.
+
+        Args:
+            prompts: as for `generate`.
+            retrieval: the unit vectors that find pictures, those of `[RET]` behind each prompt, in place of the
+                language model's last hidden states averaged over the prompt.
+            prefixes: as for `generate`.
+
+        Raises:
+            UserError: as `generate`; or the model was not trained for retrieval.
+        """
+        network = self._check_retrieval() if retrieval else self.network
+        width = network.retrieval.width if retrieval and network.retrieval else network.lm.config.width
+        asked, table = self._resolve(prompts, prefixes)
+        made = np.zeros((len(asked), width), np.float32)
+        for batch in self._make_batches(asked, new_tokens=1, apart=False):
+            embeddings, mask, _ = self._embed(batch, table)
+            vectors = (map_texts if retrieval else pool_states)(network, self.params, embeddings, mask)
+            made[batch.numbers] = np.asarray(vectors)[: len(batch.numbers)]
         return made
+
+    def map_image(self, images: Sequence[Picture] | UInt8[np.ndarray, "R h w 3"]) -> Float32[np.ndarray, "R W"]:
+        """Returns the unit vectors by which pictures are found: by prompts, and by each other.
+
+        Raises:
+            UserError: the model was not trained for retrieval, or a picture cannot be opened.
+        """
+        network = self._check_retrieval()
+        return self._look(images, _map_images, (network.retrieval.width if network.retrieval else 0,))
+
+    def _check_retrieval(self) -> FrozenModel:
+        if self.network.retrieval is None:
+            raise UserError("this model was not trained for retrieval; train one with --config.retrieval.weight=0.5")
+        return self.network
+
+    def _look(self, images: Sequence[Picture] | np.ndarray, encode: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """Runs a program of one picture's pixels over all pictures, in batches shared by the processes."""
+        size = self.images.size
+
+        def run(pixels: np.ndarray, of: int) -> np.ndarray:
+            filled = pixels[fill_up(range(len(pixels)), of=of, most=self.batch_size, devices=self._devices)]
+            return np.asarray(encode(self.network, self.params, self._put(filled[:, None])))[: len(pixels)]
+
+        if self.blind and len(images):
+            return np.repeat(run(np.zeros((1, size, size, 3), np.uint8), 1), len(images), axis=0)
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+
+            def encode_batch(start: int) -> bytes:
+                pixels = np.stack(list(threads.map(self._load, images[start : start + self.batch_size])))
+                return run(pixels, len(images)).tobytes()
+
+            encoded = bytearray().join(deal(range(0, len(images), self.batch_size), encode_batch))
+        return np.frombuffer(encoded, np.float32).reshape(len(images), *shape)
 
     def draw(
         self, texts: Sequence[str | None], *, steps: int = 20, guidance: float = 2.0, seed: int = 0
@@ -302,10 +352,6 @@ class Model:
 
     def _load(self, image: Picture) -> UInt8[np.ndarray, "height width 3"]:
         return load_image(Path(image) if isinstance(image, os.PathLike) else image, options=self.images)
-
-    def _encode_pixels(self, pixels: UInt8[np.ndarray, "R height width 3"], *, of: int) -> Float32[np.ndarray, "R P D"]:
-        filled = pixels[fill_up(range(len(pixels)), of=of, most=self.batch_size, devices=self._devices)]
-        return np.asarray(_embed_images(self.network, self.params, self._put(filled[:, None])))[: len(pixels)]
 
     def _resolve(
         self, prompts: Sequence[PromptParts], prefixes: Float[np.ndarray, "R P D"] | None
@@ -355,8 +401,11 @@ class Model:
         """Cuts a batch over the devices."""
         return rows if self._devices == 1 else jax.device_put(rows, find_row_sharding(self.params))
 
-    def _make_batches(self, prompts: Sequence[Prompt], *, new_tokens: int) -> list[PromptBatch]:
+    def _make_batches(self, prompts: Sequence[Prompt], *, new_tokens: int, apart: bool = True) -> list[PromptBatch]:
+        """Batches prompts; `apart` allows what they begin with in common to be laid out once."""
         encoded = self._encode(prompts, new_tokens=new_tokens)
+        if not apart:
+            encoded = [prompt._replace(query_part=0, query_id=0) for prompt in encoded]
         return list(make_batches(encoded, batch_size=self.batch_size, devices=self._devices))
 
     def _encode(self, prompts: Sequence[Prompt], *, new_tokens: int) -> list[Encoded]:

@@ -20,6 +20,7 @@ from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.generator import Generator, GeneratorConfig
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
+from frozen_jax.models.retrieval import RetrievalHead
 from frozen_jax.models.vision import build_vision
 from frozen_jax.optim import list_label_rules
 from frozen_jax.pretrained_vision import load_vision
@@ -115,7 +116,11 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
         dropout=config.prefix.dropout,
         dtype=compute,
     )
-    return FrozenModel(lm, build_vision(config.vision.name, dtype=compute, **config.vision.options), prefix)
+    vision = build_vision(config.vision.name, dtype=compute, **config.vision.options)
+    if not config.retrieval.weight:
+        return FrozenModel(lm, vision, prefix)
+    head = RetrievalHead(config.retrieval.width, token_width=lm_config.embed_width, embedding_rms=embedding_rms)
+    return FrozenModel(lm, vision, prefix, head)
 
 
 def build_generator(

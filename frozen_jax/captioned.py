@@ -58,14 +58,15 @@ class Captioned(NamedTuple):
 def caption_pictures(model: Model, source: Source, config: Config) -> list[Captioned]:
     """Captions the first pictures of a source that have a caption, as many as `telemetry.captions` says.
 
-    A whole batch of pictures is captioned, whatever is shown of it, so that the program is the one that most tasks of
-    `evaluate.task` compile anyway. Several processes make the same call.
+    At least a whole batch of pictures is captioned, whatever is shown of it, so that the program is the one that most
+    tasks of `evaluate.task` compile anyway. Several processes make the same call.
     """
     found: list[tuple[UInt8[np.ndarray, "height width 3"], tuple[str, ...]]] = []
-    for index in range(min(len(source), 4 * model.batch_size)):
+    count = max(model.batch_size, config.telemetry.captions)
+    for index in range(min(len(source), 4 * count)):
         with contextlib.suppress(RecordError):  # training has listed it among the bad ones, or stopped at it
             record = source.record(index)
-            if record.image is not None and record.captions and len(found) < model.batch_size:
+            if record.image is not None and record.captions and len(found) < count:
                 found.append((load_image(record.image, options=model.images), tuple(record.captions)))
     if not found:
         return []

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-METRICS = ("accuracy", "strict", "top_1", "cider_d", "exact_match")
+METRICS = ("accuracy", "strict", "top_1", "cider_d", "exact_match", "text_to_image_r_1", "image_to_image_r_1")
 """The first of these that a row has is the one it is compared by."""
 
 VIEWS = ("seeing", "shuffled", "blind")

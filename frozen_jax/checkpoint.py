@@ -49,6 +49,10 @@ class DamagedError(UserError):
     """A checkpoint cannot be read, or is not what was saved."""
 
 
+class MissingError(UserError):
+    """There is no such checkpoint."""
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the best one besides.
 
@@ -106,7 +110,7 @@ class Checkpoints:
         )
         self._reader = ocp.Checkpointer(items, multiprocessing_options=alone)
         self._steps = self._list_steps()
-        self._best: dict[int, bool] = {}
+        self._best: dict[int, bool | None] = {}  # None: damaged, so that nobody can say
         self._pending: int | None = None
         self._may_write = False
 
@@ -208,12 +212,13 @@ class Checkpoints:
           The state, shaped as `abstract_state`, and the position as it was saved.
 
         Raises:
-          UserError: no such step, a checkpoint of another language model or configuration, or of other arrays.
+          UserError: a checkpoint of another language model or configuration, or of other arrays.
+          MissingError: no such step.
           DamagedError: it is damaged.
         """
         if step not in self._steps:
             have = ", ".join(map(str, self._steps)) or "none"
-            raise UserError(f"{self.directory}: no checkpoint of step {step}; there are: {have}; choose one of them")
+            raise MissingError(f"{self.directory}: no checkpoint of step {step}; there are: {have}; choose one of them")
         wanted = _flatten(abstract_state)
         home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = {
@@ -291,13 +296,18 @@ class Checkpoints:
         self._may_write = True
 
     def _prune(self) -> None:
-        """Deletes what is neither among the newest nor the best, each by a rename first: a kill leaves no half step."""
+        """Deletes what is neither among the newest nor the best, each by a rename first: a kill leaves no half step.
+
+        What is damaged is set aside.
+        """
         best = self.best_step()
         for step in self._steps[: -self._keep]:
             if step == best:
                 continue
             if jax.process_index() == 0:
-                doomed = self.directory / f"{_DELETED}{step}"
+                whole = self._best.get(step, False) is not None
+                aside = self.directory / f"{_DAMAGED}{step}"
+                doomed = self.directory / f"{_DELETED}{step}" if whole else _find_free(aside)
                 try:
                     (self.directory / str(step)).rename(doomed)
                 except OSError as error:
@@ -305,7 +315,8 @@ class Checkpoints:
                         f"{self.directory / str(step)}: this outdated checkpoint could not be removed "
                         f"({error.strerror}); all are intact: mend the disk, then start the command again"
                     ) from error
-                shutil.rmtree(doomed, ignore_errors=True)
+                if whole:
+                    shutil.rmtree(doomed, ignore_errors=True)
             self._steps.remove(step)
 
     def _check_written(self, step: int) -> None:
@@ -322,11 +333,13 @@ class Checkpoints:
         if step not in self._best:
             try:
                 self._best[step] = bool(self._read_meta(step)["best"])
-            except DamagedError:
+            except DamagedError as error:
                 if self.on_damage == "raise":
                     raise
-                self._best[step] = False
-        return self._best[step]
+                self._best[step] = None
+                if jax.process_index() == 0:
+                    print(f"warning: {error}; taking it for one that was not the best", file=sys.stderr, flush=True)
+        return bool(self._best[step])
 
     def _read(self, step: int, item: str, args: Any) -> Any:
         try:

@@ -24,6 +24,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 from frozen_jax.fault_settings import FaultSettings, check_faults
 from frozen_jax.generator_settings import GeneratorSettings, check_generator
+from frozen_jax.retrieval_settings import RetrievalSettings, check_retrieval
 from frozen_jax.telemetry_settings import TelemetrySettings, check_telemetry
 
 FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile", "telemetry")
@@ -195,6 +196,7 @@ class Config:
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
@@ -341,6 +343,7 @@ def _check(config: Config) -> None:
     check_faults(config.faults, require)
     check_generator(config.generator, config.data.image.size, require)
     check_telemetry(config.telemetry, require)
+    check_retrieval(config.retrieval, require, sees=bool(config.vision.name), pairs_per_row=config.pairs_per_row)
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",

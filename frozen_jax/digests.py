@@ -86,8 +86,8 @@ def _digest_block(block: np.ndarray, starts: list[int], *, shape: tuple[int, ...
     number = 0
     for start, part, size in zip(starts, block.shape, shape, strict=True):
         number = number * -(-size // max(part, 1)) + start // max(part, 1)
-    digest: int = xxhash.xxh3_128_intdigest(np.ascontiguousarray(block).reshape(-1).view(np.uint8), seed=number)
-    return digest
+    content = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+    return xxhash.xxh3_128_intdigest(content, seed=number)
 
 
 def _add(parts: list[bytes]) -> str:

@@ -14,7 +14,16 @@ from typing import Any, Literal
 from frozen_jax.prompt import EOS, IMAGE_MARK
 
 TaskName = Literal[
-    "none", "easy_vqa", "scene_text", "caption", "vqa", "fewshot", "fewshot_text", "classify", "generate"
+    "none",
+    "easy_vqa",
+    "scene_text",
+    "caption",
+    "vqa",
+    "fewshot",
+    "fewshot_text",
+    "classify",
+    "generate",
+    "retrieval",
 ]
 
 
@@ -132,6 +141,19 @@ class GenerateSettings:
 
 
 @dataclass(frozen=True)
+class RetrievalTaskSettings:
+    """Pictures found by captions, captions by pictures, pictures by pictures. Captions are worded as in training.
+
+    Attributes:
+        source: pictures with captions, one line as in `data.train`; "" takes `data.validation`.
+        prompt: template, what stands before a caption whose log-probability is taken.
+    """
+
+    source: str = ""
+    prompt: str = "[img]"
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """What the report measures after training, and what `--mode=eval` measures of a trained model.
 
@@ -139,8 +161,8 @@ class EvaluateSettings:
 
     Attributes:
         task: `none`; `easy_vqa` (zero-shot questions, caption exact match); `scene_text` (the text stage's oracle);
-            `fewshot_text` (the few-shot grid by the text oracle alone); `caption`, `vqa`, `fewshot`, `classify` and
-            `generate` as their sections below.
+            `fewshot_text` (the few-shot grid by the text oracle alone); `caption`, `vqa`, `fewshot`, `classify`,
+            `retrieval`, `generate` as their sections below.
         blind_control: train the same model on black images too and report it beside the seeing one.
         report: name of the report's files, so that several evaluations of a run stand side by side.
         examples: at most so many test questions, pictures or episodes, the first; 0 is all.
@@ -161,6 +183,7 @@ class EvaluateSettings:
     fewshot: FewShotSettings = field(default_factory=FewShotSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
+    retrieval: RetrievalTaskSettings = field(default_factory=RetrievalTaskSettings)
 
 
 _TEMPLATES: Mapping[str, tuple[tuple[str, ...], int]] = {
@@ -173,6 +196,7 @@ _TEMPLATES: Mapping[str, tuple[tuple[str, ...], int]] = {
     "fewshot.query_format": (("question",), 1),
     "classify.prompt": ((), 1),
     "classify.name_format": (("name",), 0),
+    "retrieval.prompt": ((), 1),
 }
 """Each template's blanks, which it must have, and how many images."""
 

@@ -57,6 +57,7 @@ class EventWriter:
         Raises:
           OSError: the disk is full, read-only or failing.
         """
+        values = values.astype(np.float64)  # in float32, bins between values that are nearly equal are none
         counts, edges = np.histogram(values, bins=30)
         moments = (values.min(), values.max(), values.size, values.sum(), np.square(values).sum())
         histogram = b"".join(

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from frozen_jax.batch import PAD
-from frozen_jax.models.frozen import FrozenModel, input_mask
+from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.masks import cache_mask
 from frozen_jax.prefill import Beginning, prefill
 
@@ -70,11 +70,18 @@ def score_continuations(
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def embed_texts(model: FrozenModel, params: Mapping[str, Any], tokens: Int[Array, "B S"]) -> Float32[Array, "B D2"]:
-    """Returns the mean, over a text's positions, of the language model's last hidden states."""
-    mask = input_mask(tokens)
-    hidden = model.run_lm(dict(params), model.embed(dict(params), tokens, None), mask.astype(jnp.int32)).astype(
-        jnp.float32
-    )
+def pool_states(
+    model: FrozenModel, params: Mapping[str, Any], embeddings: Float[Array, "B S D"], mask: Bool[Array, "B S"]
+) -> Float32[Array, "B D2"]:
+    """Returns the mean, over a prompt's positions, of the language model's last hidden states."""
+    hidden = model.run_lm(dict(params), embeddings, mask.astype(jnp.int32)).astype(jnp.float32)
     total = jnp.where(mask[:, :, None], hidden, 0.0).sum(axis=1)
     return total / mask.sum(axis=1, dtype=jnp.float32)[:, None]
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def map_texts(
+    model: FrozenModel, params: Mapping[str, Any], embeddings: Float[Array, "B S D"], mask: Bool[Array, "B S"]
+) -> Float32[Array, "B W"]:
+    """Returns the unit vectors by which left-padded prompts find pictures (`FrozenModel.map_texts`)."""
+    return model.map_texts(dict(params), embeddings, mask)

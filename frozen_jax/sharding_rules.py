@@ -86,6 +86,11 @@ GENERATOR_RULES: ShardingRules = (
     (r"generator/(queries|no_text|positions)", P()),
 )
 
+RETRIEVAL_RULES: ShardingRules = (
+    (r"retrieval/(text|image)/kernel", P("fsdp")),  # D W, E W
+    (r"retrieval/token", P()),
+)
+
 WHOLE = r"(.*/)?(bias|scale|gain|skip_gain|mean|var)"
 """Vectors and numbers: less than 1 % of any model's bytes, whole on every device."""
 
@@ -104,6 +109,8 @@ def list_sharding_rules(model: FrozenModel, params: Params) -> ShardingRules:
         rules += VISION_RULES[type(model.vision)]
     if model.prefix is not None:
         rules += PREFIX_RULES
+    if model.retrieval is not None:
+        rules += RETRIEVAL_RULES
     if model.generator is not None:
         rules += GENERATOR_RULES
     for tower in params:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Float32, Int, Key
 
 from frozen_jax.batch import SLOT, Batch
 from frozen_jax.flow import scale_pixels, spread_times, weigh
@@ -23,12 +23,14 @@ class LossOptions(NamedTuple):
         label_smoothing: share of the target that is spread evenly over the vocabulary.
         embedding_noise: deviation of Gaussian noise on the embeddings, relative to their RMS.
         lm_dropout: the language model's own dropout acts; off while it is frozen, where it would be noise alone.
+        retrieval_weight: of the contrastive loss of texts and pictures; above 0 the model needs a retrieval head.
         condition_drop: share of the pictures that a generator is taught without their text.
     """
 
     label_smoothing: float = 0.0
     embedding_noise: float = 0.0
     lm_dropout: bool = False
+    retrieval_weight: float = 0.0
     condition_drop: float = 0.0
 
 
@@ -39,11 +41,13 @@ class LossParts(NamedTuple):
         loss_sum: nats, over the predicted words; of a generator the mean squared error of the velocity, over pictures.
         words: number of predicted words, or of pictures.
         correct_sum: words whose logit was the highest, or equal to it; 0 of a generator.
+        retrieval_sum: contrastive loss in nats, times `words`, so that micro-batches are averaged like the words' loss.
     """
 
     loss_sum: Float[Array, ""]
     words: Float[Array, ""]
     correct_sum: Float[Array, ""]
+    retrieval_sum: Float[Array, ""]
 
 
 def gather_predictions(
@@ -87,7 +91,8 @@ def loss_fn(
     Source: Tsimpoukelli et al., arXiv 2106.13884, section 3.1.
     """
     images = batch.images.shape[1]
-    prefixes = model.embed_images(params, batch.images, rng=rng) if images else None
+    pooled = model.pool_images(params, batch.images, rng=rng) if images else None
+    prefixes = None if pooled is None else model.make_prefixes(params, pooled, rng=rng)
     embeddings = model.embed(params, batch.tokens, prefixes)
     present = input_mask(batch.tokens).astype(jnp.int32)
     segments = present if batch.segments is None else jnp.asarray(batch.segments)
@@ -105,7 +110,54 @@ def loss_fn(
     # Compared with the maximum, which the loss needs anyway: an argmax over the vocabulary is slow on a CPU.
     of_words = jnp.take_along_axis(logits, words[:, :, None], axis=-1)[:, :, 0]
     correct = (of_words >= jnp.max(logits, axis=-1)).astype(jnp.float32)
-    return LossParts(jnp.sum(losses * weights), jnp.sum(weights), jnp.sum(correct * weights))
+    count, contrast = jnp.sum(weights), jnp.float32(0)
+    if options.retrieval_weight and pooled is not None:
+        contrast = retrieval_loss(params, model, batch, pooled[:, 0], rng=rng if options.lm_dropout else None)
+    return LossParts(jnp.sum(losses * weights), count, jnp.sum(correct * weights), contrast * count)
+
+
+def retrieval_loss(
+    params: Params,
+    model: FrozenModel,
+    batch: Batch,
+    pooled: Float[Array, "B E"],
+    *,
+    rng: Key[Array, ""] | None = None,
+) -> Float32[Array, ""]:
+    """Symmetric InfoNCE (nats) between the captions of a batch, read without their pictures, and the pictures.
+
+    `[RET]` stands where a caption's last token, normally the end-of-text token, stood. A row whose first word is not
+    predicted, a question, is left out of both sides. Captions that are equal word by word share their pictures: the
+    target is spread evenly over them, since neither text nor picture can tell which of them was meant.
+
+        tokens     bos  SLOT SLOT a    red  eos  PAD
+        read       PAD  bos  a    red  RET
+
+    Args:
+        pooled: the pictures' features, one of each row.
+        rng: turns the language model's own dropout on.
+
+    Source: van den Oord et al., arXiv 1807.03748; Yang et al., arXiv 2204.03610 (several right ones).
+    """
+    assert model.retrieval is not None
+    tokens = jnp.asarray(batch.tokens)
+    is_word = tokens >= 0
+    order = jnp.argsort(is_word, axis=1, stable=True)[:, model.prefix_length :]  # padding to the left, words in order
+    words, present = (jnp.take_along_axis(x, order, axis=1)[:, :-1] for x in (tokens, is_word))
+    texts = model.map_texts(params, model.embed(params, words, None), present, rng=rng)
+    pictures = model.map_images(params, pooled)
+    head = {"params": params["retrieval"]}
+    cosines = jnp.einsum("AW,BW->AB", texts, pictures, precision=jax.lax.Precision.HIGHEST)
+    logits = cosines * cast(Array, model.retrieval.apply(head, method="scale"))
+    first = is_word[:, 1:] & (tokens[:, :-1] == SLOT)
+    is_caption = (first & (jnp.asarray(batch.loss_mask)[:, 1:] == 1)).any(axis=1)
+    both = is_caption[:, None] & is_caption[None, :]
+    same = both & (words[:, None] == words[None, :]).all(axis=-1)
+    targets = same / jnp.maximum(same.sum(axis=1, keepdims=True), 1)
+    logits = jnp.where(both, logits, -1e9)
+    losses = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
+    losses -= (targets * logits).sum(axis=1) + (targets * logits).sum(axis=0)
+    return jnp.where(is_caption, losses, 0.0).sum() / 2 / jnp.maximum(is_caption.sum(), 1)
 
 
 def picture_loss(
@@ -141,7 +193,7 @@ def picture_loss(
     named = model.denoise(params, share * pictures + (1 - share) * noise, times, condition)
     errors = weigh(times) * jnp.mean(jnp.square(named - pictures), axis=(1, 2, 3))
     weights = jnp.max(jnp.asarray(batch.loss_mask), axis=1)
-    return LossParts(jnp.sum(errors * weights), jnp.sum(weights), jnp.float32(0))
+    return LossParts(jnp.sum(errors * weights), jnp.sum(weights), jnp.float32(0), jnp.float32(0))
 
 
 def choose_loss(model: FrozenModel) -> Callable[..., LossParts]:
@@ -176,7 +228,7 @@ def make_train_step(
 
     def sum_loss(trainable: Params, frozen: Params, batch: Batch, rng: Any) -> tuple[Array, LossParts]:
         parts = measure(merge(trainable, frozen), model, batch, rng=rng, options=options)
-        return parts.loss_sum, parts
+        return parts.loss_sum + options.retrieval_weight * parts.retrieval_sum, parts
 
     gradient = jax.grad(sum_loss, has_aux=True)
 
@@ -195,7 +247,10 @@ def make_train_step(
             def add(total: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, total, gradient(state.trainable, frozen, *inputs)), None
 
-            zeros = (jax.tree.map(jnp.zeros_like, state.trainable), LossParts(*[jnp.float32(0)] * 3))
+            zeros = (
+                jax.tree.map(jnp.zeros_like, state.trainable),
+                LossParts(*[jnp.float32(0)] * len(LossParts._fields)),
+            )
             (grads, parts), _ = jax.lax.scan(add, zeros, (micro, keys))
         count = jnp.maximum(parts.words, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
@@ -206,6 +261,8 @@ def make_train_step(
             **({"token_accuracy": parts.correct_sum / count} if model.generator is None else {}),
             "grad_norm": optax.tree.norm(grads),
         }
+        if options.retrieval_weight:
+            metrics["retrieval_loss"] = parts.retrieval_sum / count
         after = TrainState(trainable, opt_state)
         if skip_faults:
             # Not below the limit either, if it is NaN.

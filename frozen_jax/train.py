@@ -19,7 +19,7 @@ from jaxtyping import Float32
 
 from frozen_jax.batch import validate
 from frozen_jax.build import Towers
-from frozen_jax.checkpoint import Checkpoints, DamagedError
+from frozen_jax.checkpoint import Checkpoints, DamagedError, MissingError
 from frozen_jax.config import Config, OptimSettings
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline
@@ -100,6 +100,7 @@ def choose_loss_options(config: Config) -> LossOptions:
         label_smoothing=config.optim.label_smoothing,
         embedding_noise=config.train.embedding_noise,
         lm_dropout=config.lm.mode != "frozen",
+        retrieval_weight=config.retrieval.weight,
         condition_drop=config.generator.condition_drop if config.generator.name else 0.0,
     )
 
@@ -339,20 +340,28 @@ def restore_best(checkpoints: Checkpoints, state: TrainState) -> Trained:
 
     Raises:
         UserError: there is no checkpoint.
+        DamagedError: the best or the newest is damaged; with `on_damage="fallback"` the newest whole one serves.
     """
     newest = checkpoints.restore_newest(state, set_aside=False)
     if newest is None:
         raise UserError("--workdir holds no complete checkpoint; train first, with --mode=train")
     latest, progress = newest[0], Progress(**newest[1])
-    best_step = checkpoints.best_step()
-    if best_step is not None and best_step != progress.step:
+    best = progress.best_step
+    if best not in (0, progress.step):
         try:
-            latest, _ = checkpoints.restore(best_step, state)
+            latest, _ = checkpoints.restore(best, state)
         except DamagedError as error:
             if checkpoints.on_damage == "raise":
                 raise
-            print(f"warning: {error}; using the newest in place of the best", file=sys.stderr, flush=True)
+            _warn(f"{error}; using step {progress.step} in place of the best")
+        except MissingError:
+            _warn(f"the checkpoint of the best step, {best}, is not there; using step {progress.step} in place of it")
     return Trained(latest.trainable, progress)
+
+
+def _warn(text: str) -> None:
+    if is_first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def judge(progress: Progress, loss: float, *, patience: int) -> Progress:
@@ -371,12 +380,12 @@ def evaluate(
     Of a generator the loss alone, per picture. Returns also the lengths of all prefix vectors.
     """
     step: Callable[..., tuple[LossParts, jax.Array]] = compile_eval_step(model, placement)
-    sums, norms = np.zeros(3), [np.zeros(0, np.float32)]
+    sums, norms = np.zeros(len(LossParts._fields)), [np.zeros(0, np.float32)]
     for batch in pipeline.evaluation_batches():
         parts, lengths = jax.device_get(step(trainable, frozen, put_batch(batch, placement.mesh)))
         sums += np.array(parts, np.float64)
         norms.append(lengths[np.isfinite(lengths)])
-    loss_sum, words, correct_sum = sums.tolist()
+    loss_sum, words, correct_sum, _ = sums.tolist()
     loss = loss_sum / words
     if model.generator is not None:
         return {"loss": loss}, np.concatenate(norms)

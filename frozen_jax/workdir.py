@@ -156,11 +156,20 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
+    """Writes text in UTF-8 as `write_bytes_atomic` does.
+
+    Raises:
+      UserError: as there.
+    """
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
     """Writes a file so that, after a kill or a power cut at any instant, it is whole: the old one or the new one.
 
     Args:
       path: the file to create or replace.
-      text: its content.
+      content: of the file.
 
     Raises:
       UserError: the disk is full, read-only or failing; the old file is as it was.
@@ -168,8 +177,8 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

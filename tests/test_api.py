@@ -103,7 +103,7 @@ def test_the_second_call_is_the_first_bitwise_and_compiles_nothing(model):
         texts = model.complete(PROMPTS, max_new_tokens=T)
         return texts, model.score(PROMPTS, CONTINUATIONS), model.embed_image(PICTURES), model.embed_text(["a red", "a"])
 
-    compiled = [api._embed_images, api._embed_prompts, _generate, score_continuations, api.embed_texts]
+    compiled = [api._embed_images, api._embed_prompts, _generate, score_continuations, api.pool_states]
     first = call()
     sizes = [function._cache_size() for function in compiled]
     model.score([[" a red"], [" the patch", PICTURES[1], PICTURES[1], PICTURES[2]], [PICTURES[0], " a"]], CONTINUATIONS)

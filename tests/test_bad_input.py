@@ -188,6 +188,14 @@ def test_a_language_model_that_changed_since_training(workdir, tiny_lm, tmp_path
             (tiny_lm / name).write_bytes(content)
 
 
+def test_the_same_language_model_in_another_dtype(workdir):
+    config, directory = workdir
+    given = config.to_dict()
+    given["lm"]["dtype"] = "bfloat16"
+    with pytest.raises(UserError, match=r'lm\.dtype = "float32" there, "bfloat16" here'):
+        run(from_config_dict(given), directory, mode="train")
+
+
 def test_pictures_that_are_none(workdir, tmp_path):
     _, directory = workdir
     text, huge, tiny = tmp_path / "text.png", tmp_path / "huge.png", tmp_path / "tiny.png"

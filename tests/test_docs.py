@@ -56,7 +56,10 @@ def flags_of():
             return done.stdout + done.stderr
 
         def look(target):
-            return set(re.findall(r"(?<![\w-])--(?:\[no\])?(\w+)", read_help(target)))
+            """Flags, but for those of the examples, which are themselves tried."""
+            lines = re.sub(r"example: .*", "", read_help(target), flags=re.DOTALL).splitlines()
+            described = "\n".join(line for line in lines if "python -m " not in line)
+            return set(re.findall(r"(?<![\w-])--(?:\[no\])?(\w+)", described))
 
         look.texts = read_help
         yield look

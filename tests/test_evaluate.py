@@ -5,6 +5,7 @@ import json
 import typing
 
 import jax
+import numpy as np
 import pytest
 
 from frozen_jax import api
@@ -14,6 +15,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.evaluate import TASKS
 from frozen_jax.evaluate import evaluate as evaluate_task
 from frozen_jax.evaluate_settings import EvaluateSettings, TaskName
+from frozen_jax.prompt import Image
 from frozen_jax.report import Report
 from frozen_jax.restore import load
 from frozen_jax.run import run
@@ -26,12 +28,14 @@ from tests.tasks.seers import Seer
 def trained(tiny_lm, tmp_path_factory):
     """Config, workdir and report of one step of training, with its blind control."""
     config = default_config()
+    config.telemetry.captions = 0  # a program more to compile
     config.lm.path = str(tiny_lm)
     config.vision.name = "nf_resnet_small"
     config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
     config.data.train = config.data.validation = "fake:12"
     config.data.image.size, config.data.max_tokens = 16, 40
     config.train.steps, config.train.batch_size = 1, 8
+    config.retrieval.weight, config.retrieval.width = 0.5, 4
     config.evaluate.max_new_tokens, config.evaluate.batch_size = 3, 16
     config.evaluate.task, config.evaluate.blind_control = "caption", True
     directory = tmp_path_factory.mktemp("run") / "w"
@@ -110,6 +114,38 @@ def test_episodes_and_classes_by_a_loaded_model(trained, tmp_path):
         "classify"
     ]
     assert classes["chance"] == 25.0 and set(classes["seeing"]) == {"top_1"}
+
+
+def test_retrieval_by_every_method_and_control(trained, tmp_path):
+    """R@1 counted again from the model's own vectors; pictures that share a caption are all right."""
+    config, directory, _ = trained
+    models = Models(load(directory), load(directory / "blind"))
+    figures = TASKS["retrieval"](change(config, task="retrieval"), models, tmp_path).figures["retrieval"]
+    records = [open_source("fake:12").record(row) for row in range(12)]
+    captions = list(dict.fromkeys(record.captions[0] for record in records))
+    assert figures["gallery"] == {"pictures": 12, "captions": len(captions), "without_caption": 0}
+    relevant = np.array([[record.captions[0] == caption for caption in captions] for record in records])
+    model, pictures = models.seeing, [record.image for record in records]
+    likelihood = model.score([[picture] for picture in pictures], captions, normalise=True)
+    black = model.score([[Image(0)]], captions, normalise=True, prefixes=model.embed_image(pictures).mean(0)[None])
+    ret = model.map_image(pictures) @ model.embed_prompts([(text,) for text in captions], retrieval=True).T
+    for method, similarity in {"likelihood": likelihood, "likelihood_prior": likelihood - black, "ret": ret}.items():
+        assert set(figures[method]) == {"seeing", "shuffled", "blind", "chance", "chances"}
+        found = {"text_to_image": relevant[similarity.argmax(0), range(len(captions))]}
+        found["image_to_text"] = relevant[range(12), similarity.argmax(1)]
+        for direction, hits in found.items():
+            assert figures[method]["seeing"][f"{direction}_r_1"] == round(100 * hits.mean(), 2), (method, direction)
+        # Among pictures that look the same none can be preferred, and ties count against the query.
+        assert figures[method]["blind"]["text_to_image_r_1"] == 0.0
+    assert figures["ret"]["chances"]["image_to_text_r_1"] == round(100 / len(captions), 2)
+    assert figures["ret"]["chance"] == round(100 * relevant.sum(0).mean() / 12, 2)
+    among = figures["image_to_image"]
+    partners = relevant @ relevant.T & ~np.eye(12, dtype=bool)
+    assert among["queries"] == partners.any(1).sum() and {"prefix", "states", "ret", "ret_prompt"} < set(among)
+    near = model.map_image(pictures) @ model.map_image(pictures).T
+    np.fill_diagonal(near, -9)
+    hits = partners[range(12), near.argmax(1)][partners.any(1)]
+    assert among["ret"]["seeing"]["image_to_image_r_1"] == round(100 * hits.mean(), 2)
 
 
 def test_an_interrupted_evaluation_goes_on_and_reports_the_same(trained, monkeypatch):

@@ -48,6 +48,7 @@ def config(tiny_lm, tmp_path_factory):
         (root / f"pictures/{number:02}.txt").write_text(record.captions[0])
     (root / f"pictures/{BAD:02}.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     config = default_config()
+    config.telemetry.captions = 0  # a program more to compile
     config.lm.path = str(tiny_lm)
     config.vision.name, config.vision.options = "vit", VIT
     config.vision.path, config.vision.freeze = str(root / "vit"), True

@@ -51,6 +51,7 @@ def make_config(tiny_lm, **train):
     config.train.steps, config.train.batch_size = 6, 8
     config.train.log_every, config.train.evaluate_every = 2, 3
     config.checkpoint.every, config.checkpoint.keep = 2, 3
+    config.telemetry.captions = 0  # a program more to compile
     config.train.update(train)
     return from_config_dict(config)
 

@@ -40,6 +40,7 @@ def test_tensorboard_reads_histograms_and_captions(tmp_path):
     lengths = np.array([1.0, 1.5, 1.5, 4.0], np.float32)
     writers.add_histogram(3, "prefix/norm", lengths)
     writers.add_histogram(4, "prefix/norm", np.full(6, 2.0, np.float32))
+    writers.add_histogram(6, "prefix/norm", np.array([1, 1 + 2**-23] * 3, np.float32))  # normalised vectors
     writers.add_captions(5, CAPTIONS)
     writers.close()
     values = read_values(tmp_path / "tensorboard")
@@ -49,7 +50,7 @@ def test_tensorboard_reads_histograms_and_captions(tmp_path):
     assert len(histogram.bucket) == len(histogram.bucket_limit) == 31
     shares = dict(zip(np.round(histogram.bucket_limit, 6), histogram.bucket, strict=True))
     assert {limit: share for limit, share in shares.items() if share} == {1.1: 1, 1.6: 2, 4.0: 1}
-    assert sum(values[4, "prefix/norm"].histo.bucket) == 6
+    assert sum(values[4, "prefix/norm"].histo.bucket) == sum(values[6, "prefix/norm"].histo.bucket) == 6
     image = values[5, "captions/1"].image
     drawn = PIL.Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB")
     assert (drawn.width, drawn.height) == (image.width, image.height) and image.colorspace == 3

@@ -21,6 +21,7 @@ from frozen_jax.models.generator import Generator
 from frozen_jax.models.masks import positions_from_segments, segment_mask
 from frozen_jax.models.pixels import VisionOutput
 from frozen_jax.models.prefix import Prefix
+from frozen_jax.models.retrieval import RetrievalHead
 from frozen_jax.sharding import constrain, gather
 from frozen_jax.state import Params
 
@@ -50,12 +51,14 @@ class FrozenModel:
         lm: language model (`models.lm`).
         vision: encoder (`models.vision`); None for text alone, or where features stand in the place of pictures.
         prefix: pooled feature to P vectors, or None for text alone.
+        retrieval: what finds pictures by texts, where it is trained.
         generator: draws pictures of what the language model has read, or None.
     """
 
     lm: nn.Module
     vision: nn.Module | None = None
     prefix: Prefix | None = None
+    retrieval: RetrievalHead | None = None
     generator: Generator | None = None
 
     @property
@@ -64,14 +67,21 @@ class FrozenModel:
         return self.prefix.length if self.prefix is not None else 0
 
     def init_vision(self, rng: Key[Array, ""], *, image_size: int) -> Params:
-        """Draws the parameters of encoder and prefix: {"vision": …, "prefix": …}, or {} without an encoder."""
+        """Draws the parameters of encoder and prefix: {"vision": …, "prefix": …}, or {} without an encoder.
+
+        With a retrieval head there is "retrieval" besides.
+        """
         if self.vision is None or self.prefix is None:
             return {}
         vision_rng, prefix_rng = jax.random.split(rng)
         images = jnp.zeros((1, image_size, image_size, 3), jnp.uint8)
         vision = self.vision.init(vision_rng, images)["params"]
         pooled = jnp.zeros((1, self.vision.width), jnp.float32)
-        return {"vision": vision, "prefix": self.prefix.init(prefix_rng, pooled)["params"]}
+        params = {"vision": vision, "prefix": self.prefix.init(prefix_rng, pooled)["params"]}
+        if self.retrieval is not None:
+            states = jnp.zeros((1, self.lm.config.width), jnp.float32)
+            params["retrieval"] = self.retrieval.init(jax.random.fold_in(rng, 2), states, pooled)["params"]
+        return params
 
     def init_lm(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters of a language model that is trained from scratch: {"lm": …}."""
@@ -94,12 +104,34 @@ class FrozenModel:
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B I P D"]:
         """Encodes images, or their features without an encoder, to prefix vectors; with `rng` dropout is on."""
-        assert self.prefix is not None
+        return self.make_prefixes(params, self.pool_images(params, images, rng=rng), rng=rng)
+
+    def pool_images(
+        self,
+        params: Params,
+        images: UInt8[Array | np.ndarray, "B I height width 3"] | Float32[Array | np.ndarray, "B I E"],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float32[Array, "B I E"]:
+        """Encodes images to pooled features; features stay as they are. With `rng` dropout is on."""
         rows, count = images.shape[:2]
         flat = constrain(jnp.asarray(images).reshape(rows * count, *images.shape[2:]), "pictures")
         pooled = flat if self.vision is None else constrain(self.encode(params, flat, rng=rng), "pictures")
+        return pooled.reshape(rows, count, -1)
+
+    def make_prefixes(
+        self, params: Params, pooled: Float32[Array, "B I E"], *, rng: Key[Array, ""] | None = None
+    ) -> Float[Array, "B I P D"]:
+        """Turns pooled features into prefix vectors; with `rng` dropout is on."""
+        assert self.prefix is not None
+        rows, count, width = pooled.shape
         keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
-        made = self.prefix.apply({"params": gather(params["prefix"])}, pooled, deterministic=rng is None, rngs=keys)
+        made = self.prefix.apply(
+            {"params": gather(params["prefix"])},
+            pooled.reshape(rows * count, width),
+            deterministic=rng is None,
+            rngs=keys,
+        )
         vectors = cast(Array, made)
         return constrain(vectors.reshape(rows, count, *vectors.shape[1:]), "embeddings")
 
@@ -150,6 +182,33 @@ class FrozenModel:
             method="stack",
         )
         return hidden
+
+    def map_images(self, params: Params, pooled: Float[Array, "B E"]) -> Float32[Array, "B W"]:
+        """Returns the unit vectors by which pooled features are found; needs a retrieval head."""
+        assert self.retrieval is not None
+        return cast(Array, self.retrieval.apply({"params": gather(params["retrieval"])}, pooled, method="map_images"))
+
+    def map_texts(
+        self,
+        params: Params,
+        embeddings: Float[Array, "B S D"],
+        present: Bool[Array, "B S"],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float32[Array, "B W"]:
+        """Returns the unit vectors by which rows of words and images find pictures: those of `[RET]` behind each.
+
+        Args:
+            embeddings: padded on the left.
+            present: True where a position holds a word or an image.
+            rng: turns the language model's own dropout on.
+        """
+        assert self.retrieval is not None
+        head = {"params": gather(params["retrieval"])}
+        longer = constrain(cast(Array, self.retrieval.apply(head, embeddings, method="append")), "embeddings")
+        segments = jnp.pad(present.astype(jnp.int32), ((0, 0), (0, 1)), constant_values=1)
+        states = self.run_lm(params, longer, segments, rng=rng)[:, -1]
+        return cast(Array, self.retrieval.apply(head, states, method="map_states"))
 
     def logits(self, params: Params, hidden: Float[Array, "B S D2"]) -> Float[Array, "B S V"]:
         """Scores every word at each position."""

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_jax import steps
 from frozen_jax.config import from_config_dict
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline
@@ -16,9 +18,11 @@ from frozen_jax.faults import Health, Rollback, move_limit, observe
 from frozen_jax.run import run
 from frozen_jax.telemetry import NonFiniteError
 from frozen_jax.tools import replay
+from frozen_jax.train import compile_train_step
 from tests.faults.runs import fingerprint_checkpoint, list_steps, read_lines
 
-BAD = 7  # the sample whose loss is NaN, in the first pass
+BAD = 7  # the sample whose loss is NaN or leaps, in the first pass
+LEAP = 2.0  # a weight that stands for a loss ten times as large
 AT = Position(0, 0)
 
 
@@ -64,8 +68,30 @@ def test_faults_are_counted_bounded_and_written_once(tmp_path, loss, norm):
         look(health, loss, norm=norm, directory=tmp_path, action="skip", limit=2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def leaping():
+    """The loss of a batch with a word of weight LEAP is ten times what it is, in the steps compiled for this module."""
+
+    def leap(params, model, batch, **options):
+        parts = plain(params, model, batch, **options)
+        return parts._replace(loss_sum=jnp.where(jnp.max(batch.loss_mask) == LEAP, 10, 1) * parts.loss_sum)
+
+    plain = steps.loss_fn
+    compile_train_step.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "loss_fn", leap)
+        yield
+    compile_train_step.cache_clear()
+
+
 @pytest.fixture
-def config(tiny_config, monkeypatch):
+def weight():
+    """What the words of the bad sample weigh."""
+    return np.nan
+
+
+@pytest.fixture
+def config(tiny_config, monkeypatch, weight):
     """Six steps, each logged and saved, one of which has the bad sample."""
     tiny_config.mesh.data = 1
     tiny_config.train.log_every, tiny_config.train.evaluate_every = 1, 100
@@ -77,7 +103,7 @@ def config(tiny_config, monkeypatch):
         hit = (np.asarray(batch.sample_ids) == BAD).reshape(len(batch.tokens), -1).any(axis=1)
         if position.epoch or not hit.any():
             return batch
-        return batch._replace(loss_mask=np.where(hit[:, None], np.float32(np.nan), batch.loss_mask))
+        return batch._replace(loss_mask=np.where(hit[:, None], np.float32(weight) * batch.loss_mask, batch.loss_mask))
 
     monkeypatch.setattr(Pipeline, "batch", spoil)
     monkeypatch.setattr("frozen_jax.train.validate", lambda *_, **__: None)
@@ -118,8 +144,9 @@ def test_raise_then_replay_then_skip(config, tmp_path, capsys):
     assert [line["step"] for line in read_lines(tmp_path) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_rollback_leaves_the_batch_out(config, tmp_path):
-    run(with_policy(config, "rollback"), tmp_path, mode="train")
+@pytest.mark.parametrize("weight", [np.nan, LEAP])
+def test_rollback_leaves_the_batch_out(config, tmp_path, weight):
+    run(with_policy(config, "rollback", spike=3.0), tmp_path, mode="train")
     (fault,) = read_faults(tmp_path)
     last = fingerprint_checkpoint(tmp_path, 6)["position"]
     # Saved before each step: one batch is lost, and the last one comes from the second pass.
@@ -128,3 +155,18 @@ def test_rollback_leaves_the_batch_out(config, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(isinstance(line["loss"], float) for line in lines)
     assert BAD in fault["sample_ids"] and fault["action"] == "rollback"
+
+
+@pytest.mark.parametrize("weight", [LEAP])
+def test_a_leap_of_the_loss_stops_the_run_or_is_skipped(config, tmp_path, weight):
+    with pytest.raises(UserError, match=r"step \d: loss .* is above .*, 3 times its running average; .*faults\.spike"):
+        run(with_policy(config, "raise", spike=3.0), tmp_path, mode="train")
+    (fault,) = read_faults(tmp_path)
+    step = fault["step"]
+    assert BAD in fault["sample_ids"] and fault["loss"] > fault["loss_limit"] > 0
+    assert list_steps(tmp_path) == list(range(1, step))
+    run(with_policy(config, "skip", spike=3.0), tmp_path, mode="train")
+    bits = {number: fingerprint_checkpoint(tmp_path, number) for number in range(1, 7)}
+    assert [number for number in range(2, 7) if bits[number]["arrays"] == bits[number - 1]["arrays"]] == [step]
+    assert bits[6]["position"]["faults"] == 1
+    assert [entry["action"] for entry in read_faults(tmp_path)] == ["raise", "skip"]

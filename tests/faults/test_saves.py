@@ -6,8 +6,10 @@ announced; `test_checkpoint.py` stops a writer at random instants for that.
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -91,17 +93,19 @@ def test_a_save_that_dies_at_any_call_leaves_the_old_step_or_the_new_one(tmp_pat
 
 
 class FailingDisk:
-    """While armed, the n-th call that touches the directory fails as the system would let it fail."""
+    """While armed, each call that touches the directory is slow, or the n-th fails as the system would let it fail."""
 
     def __init__(self) -> None:
         self.directory = ""
         self.left = -1
         self.number = errno.EIO
+        self.delay_s = 0.0
         sys.addaudithook(self._hear)  # there is no way to take it back
 
     def _hear(self, event, arguments):
         if self.directory and event in CALLS and self.directory in str(arguments[0]):
             self.left -= 1
+            time.sleep(self.delay_s)
             if self.left == -1:
                 raise OSError(self.number, os.strerror(self.number), str(arguments[0]))
 
@@ -140,6 +144,33 @@ def test_a_disk_that_fails_at_any_call_is_one_line_and_harms_nothing(tmp_path, d
         if not reached:
             break
     assert refused > 5 and calls > refused / 2
+
+
+def test_a_slow_disk_shows_no_half_step(tmp_path, disk):
+    """Who looks while a save takes its time sees the old step alone, and then the new one, whole."""
+    directory, seen = tmp_path / "c", tmp_path / "seen"
+    checkpoints = open_checkpoints(directory)
+    checkpoints.save(1, {"a": jnp.full((64, 64), 1, jnp.float32)}, position={"step": 1})
+    checkpoints.wait()
+
+    def copy_as_soon_as_it_is_there():
+        while not (directory / "2").exists():
+            time.sleep(0.0005)
+        shutil.copytree(directory / "2", seen / "2")
+
+    watcher = threading.Thread(target=copy_as_soon_as_it_is_there)
+    disk.left, disk.delay_s, disk.directory = -10, 0.02, str(directory)
+    try:
+        watcher.start()
+        start = time.monotonic()
+        checkpoints.save(2, {"a": jnp.full((64, 64), 2, jnp.float32)}, position={"step": 2})
+        checkpoints.wait()
+        assert time.monotonic() - start > 10 * disk.delay_s  # it was slow
+        watcher.join(timeout=60)
+    finally:
+        disk.directory, disk.delay_s = "", 0.0
+    checkpoints.close()
+    assert check_whole(seen) == check_whole(directory) == 2
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frozen_jax.errors import UserError
-from frozen_jax.metrics.retrieval import score_retrieval
+from frozen_jax.metrics.retrieval import score_direction, score_retrieval
 
 SIMILARITY = np.array([[0.1, 0.9, 0.5], [0.3, 0.6, 0.5]])
 CAPTION_IMAGES = np.array([0, 0, 1])
@@ -16,8 +16,13 @@ CAPTION_IMAGES = np.array([0, 0, 1])
 SEEDS = st.integers(0, 2**32 - 1)
 
 
+def owned(owners, images: int) -> np.ndarray:
+    """Each caption belongs to one image."""
+    return np.arange(images)[:, None] == np.asarray(owners)[None, :]
+
+
 def test_the_drawn_example() -> None:
-    scores = score_retrieval(SIMILARITY, CAPTION_IMAGES, ks=(1, 2))
+    scores = score_retrieval(SIMILARITY, owned(CAPTION_IMAGES, 2), ks=(1, 2))
     assert scores.image_to_text.recall == {1: 0.5, 2: 1.0}
     assert scores.image_to_text.median_rank == 1.5
     assert scores.text_to_image.recall == {1: pytest.approx(1 / 3), 2: 1.0}
@@ -31,12 +36,12 @@ def test_any_of_five_captions_is_a_hit() -> None:
     similarity = np.zeros((2, 10))
     similarity[:, :5], similarity[:, 5:] = 0.1, 0.5
     similarity[0, 3] = 0.9
-    scores = score_retrieval(similarity, np.repeat([0, 1], 5), ks=(1,))
+    scores = score_retrieval(similarity, owned(np.repeat([0, 1], 5), 2), ks=(1,))
     assert scores.image_to_text.recall[1] == 1.0
 
 
 def test_equal_similarities_everywhere_score_nothing() -> None:
-    scores = score_retrieval(np.zeros((4, 12)), np.repeat(np.arange(4), 3), ks=(1, 3, 4, 10))
+    scores = score_retrieval(np.zeros((4, 12)), owned(np.repeat(np.arange(4), 3), 4), ks=(1, 3, 4, 10))
     assert scores.image_to_text.recall == {1: 0, 3: 0, 4: 0, 10: 1}  # rank 1 + 9 wrong captions
     assert scores.text_to_image.recall == {1: 0, 3: 0, 4: 1, 10: 1}  # rank 1 + 3 wrong images
     assert (scores.image_to_text.median_rank, scores.text_to_image.median_rank) == (10, 4)
@@ -45,7 +50,7 @@ def test_equal_similarities_everywhere_score_nothing() -> None:
 def test_chance_is_the_mean_over_all_orders() -> None:
     # Image 0 owns three of five captions, image 1 two: every order of the captions is equally likely.
     owners = [0, 0, 0, 1, 1]
-    scores = score_retrieval(np.eye(2)[:, owners], np.array(owners), ks=(1, 2, 3, 9))
+    scores = score_retrieval(np.eye(2)[:, owners], owned(owners, 2), ks=(1, 2, 3, 9))
     for k in (1, 2, 3, 9):
         hits = [image in order[:k] for order in permutations(owners) for image in (0, 1)]
         assert scores.image_to_text.chance[k] == pytest.approx(np.mean(hits))
@@ -54,7 +59,7 @@ def test_chance_is_the_mean_over_all_orders() -> None:
 
 def test_chance_of_the_usual_galleries() -> None:
     similarity = np.random.default_rng(0).random((1000, 5000), np.float32)
-    scores = score_retrieval(similarity, np.repeat(np.arange(1000), 5))
+    scores = score_retrieval(similarity, owned(np.repeat(np.arange(1000), 5), 1000))
     assert scores.text_to_image.chance == {1: pytest.approx(0.001), 5: pytest.approx(0.005), 10: pytest.approx(0.01)}
     assert scores.image_to_text.chance[1] == pytest.approx(0.001)
     # A random model lands near chance: within four standard deviations of a binomial.
@@ -70,7 +75,7 @@ def test_ranks_equal_a_naive_count(seed: int, images: int, more_captions: int) -
     random = np.random.default_rng(seed)
     owners = random.permutation(np.concatenate([np.arange(images), random.integers(images, size=more_captions)]))
     similarity = random.integers(3, size=(images, len(owners))).astype(float)
-    scores = score_retrieval(similarity, owners, ks=tuple(range(1, 12)))
+    scores = score_retrieval(similarity, owned(owners, images), ks=tuple(range(1, 12)))
 
     def rank(values, right) -> int:
         # A stable sort from the best down in which wrong items come before right ones of equal value.
@@ -86,18 +91,29 @@ def test_ranks_equal_a_naive_count(seed: int, images: int, more_captions: int) -
     assert scores.text_to_image.median_rank == np.median(by_caption)
 
 
+def test_pictures_that_share_a_caption_are_all_right() -> None:
+    """Three pictures, two of the same scene: either is what its caption asked for, and each finds the other."""
+    relevant = np.array([[True, False], [True, False], [False, True]])
+    similarity = np.array([[0.1, 0.0], [0.9, 0.2], [0.5, 0.7]])
+    scores = score_retrieval(similarity, relevant, ks=(1, 2))
+    assert scores.text_to_image.recall == {1: 1.0, 2: 1.0}
+    assert scores.text_to_image.chance == {1: 0.5, 2: pytest.approx((1 + 2 / 3) / 2)}
+    among = score_direction(np.array([[0.4, 0.5], [0.4, 0.3]]), np.array([[True, False], [True, False]]), ks=(1,))
+    assert among.recall == {1: 0.5} and among.chance == {1: 0.5}
+
+
 @pytest.mark.parametrize(
-    ("similarity", "owners", "ks", "message"),
+    ("similarity", "relevant", "ks", "message"),
     [
-        (SIMILARITY, np.array([0, 0, 2]), (1,), "0..1"),
-        (SIMILARITY, np.array([0, -1, 1]), (1,), "0..1"),
-        (np.zeros((2, 0)), np.zeros(0, int), (1,), "0..1"),
-        (SIMILARITY, np.array([0, 0, 0]), (1,), "1 of 2 images have no caption, first row 1"),
-        (np.array([[0.1, np.nan]]), np.array([0, 0]), (1,), "row 0 is not finite"),
-        (SIMILARITY, CAPTION_IMAGES, (0, 1), "at least 1"),
-        (SIMILARITY, CAPTION_IMAGES, (), "at least 1"),
+        (SIMILARITY, owned([0, 1, 2], 2), (1,), "1 of 3 queries have no right item in the gallery, first row 2"),
+        (SIMILARITY, owned([0, 0, 0], 2), (1,), "1 of 2 queries have no right item in the gallery, first row 1"),
+        (np.zeros((2, 0)), np.zeros((2, 0), bool), (1,), "at least one of each"),
+        (SIMILARITY, owned([0, 1], 2), (1,), "same queries and gallery"),
+        (np.array([[0.1, np.nan]]), np.array([[True, True]]), (1,), "row 0 is not finite"),
+        (SIMILARITY, owned(CAPTION_IMAGES, 2), (0, 1), "at least 1"),
+        (SIMILARITY, owned(CAPTION_IMAGES, 2), (), "at least 1"),
     ],
 )
-def test_bad_input_is_refused_with_the_reason(similarity, owners, ks, message: str) -> None:
+def test_bad_input_is_refused_with_the_reason(similarity, relevant, ks, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        score_retrieval(similarity, owners, ks=ks)
+        score_retrieval(similarity, relevant, ks=ks)

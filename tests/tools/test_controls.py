@@ -15,6 +15,7 @@ from frozen_jax.tools.controls import MIXED, ROWS, compare, main, plan_rows
 def make_config(lm_path):
     """A run that is evaluated by classes."""
     config = default_config()
+    config.telemetry.captions = 0  # a program more to compile
     config.lm.path = str(lm_path)
     config.vision.name, config.vision.options = "nf_resnet_small", {"widths": (8,), "depths": (1,), "stem_width": 8}
     config.data.train = config.data.validation = "fake:12"

@@ -1,0 +1,244 @@
+"""A folder's pictures as one index file, and finding them by text, by picture, or by a prompt of both.
+
+The file is a safetensors: what the model makes of each picture, and which picture in which state that was. With a
+model trained for retrieval these are unit vectors, searched by `nearest.py`; with any other they are the prefixes,
+texts are found by their log-probability after each picture, and pictures by the likeness of their prefixes.
+The command is `tools/retrieve.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from frozen_jax.api import Model, Picture
+from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
+from frozen_jax.data.folders import PICTURES, existing_folder, walk
+from frozen_jax.data.images import ImageError, load_image
+from frozen_jax.errors import UserError
+from frozen_jax.language_model import fingerprint_params
+from frozen_jax.nearest import ApproximateSearch, ExactSearch, Found, open_search
+from frozen_jax.prompt import Image
+from frozen_jax.workdir import write_bytes_atomic
+
+FORMAT = "frozen_jax gallery 1"
+
+CHUNK = 256
+"""Pictures that are opened and encoded together."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What an index file holds.
+
+    Attributes:
+        folder: the pictures' root.
+        model: fingerprint of the model.
+        aligned: the vectors are those of a retrieval head, not prefixes.
+        ids: paths below the root.
+        stamps: size in bytes and time of change in ns of each file, as it was read.
+        vectors: unit vectors, or prefixes.
+    """
+
+    folder: str
+    model: str
+    aligned: bool
+    ids: tuple[str, ...]
+    stamps: Int64[np.ndarray, "N 2"]
+    vectors: Float32[np.ndarray, "N W"] | Float32[np.ndarray, "N P D"]
+
+
+class Changes(NamedTuple):
+    """What became of an index: numbers of pictures, and what could not be used, by path."""
+
+    kept: int
+    added: int
+    changed: int
+    removed: int
+    refused: dict[str, str]
+
+
+def fingerprint_model(model: Model) -> str:
+    """Returns the SHA-256 of all that decides a picture's vectors: parameters, preparation of pictures, blindness."""
+    described = json.dumps([dataclasses.asdict(model.images), model.blind, model.bos], sort_keys=True)
+    return hashlib.sha256(f"{fingerprint_params(model.params)} {described}".encode()).hexdigest()
+
+
+def index_folder(model: Model, folder: str | Path, out: str | Path) -> Changes:
+    """Writes the index of a folder, or brings it up to date: only pictures that are new or changed are encoded.
+
+    The file takes its place when it is whole; an interrupted call leaves the old one.
+
+    Args:
+        model: a trained one.
+        folder: searched with its sub-folders; what does not open as a picture is left out and reported.
+        out: the index file; an existing one must be of this model and folder.
+
+    Raises:
+        UserError: no pictures, an index of another model or folder, or one that cannot be read or written.
+    """
+    root, out = existing_folder(folder).resolve(), Path(out)
+    fingerprint, aligned = fingerprint_model(model), model.network.retrieval is not None
+    before = read_gallery(out, model=fingerprint) if out.exists() else None
+    if before is not None and before.folder != str(root):
+        raise UserError(f"--out={out}: is the index of {before.folder}; name another file for {root}")
+    known = {} if before is None else {name: row for row, name in enumerate(before.ids)}
+    stamps: dict[str, tuple[int, int]] = {}
+    for name in walk(root):
+        if name.lower().endswith(PICTURES):
+            status = os.stat(root / name)
+            stamps[name] = (status.st_size, status.st_mtime_ns)
+    if not stamps:
+        raise UserError(f"{root} holds no pictures ({', '.join(PICTURES)}); check the path")
+    same = {n for n, row in known.items() if before is not None and stamps.get(n) == tuple(before.stamps[row].tolist())}
+    made: dict[str, np.ndarray] = {}
+    refused: dict[str, str] = {}
+    todo = [name for name in stamps if name not in same]
+    with tqdm(total=len(todo), unit="pictures", disable=None) as bar:
+        for start in range(0, len(todo), CHUNK):
+            names, pixels = todo[start : start + CHUNK], {}
+            for name in names:
+                try:
+                    pixels[name] = load_image(root / name, options=model.images)
+                except ImageError as error:
+                    refused[name] = str(error)
+            if pixels:
+                stacked = np.stack(list(pixels.values()))
+                made |= zip(pixels, model.map_image(stacked) if aligned else model.embed_image(stacked), strict=True)
+            bar.update(len(names))
+    ids = [name for name in stamps if name in same or name in made]
+    if not ids:
+        raise UserError(
+            f"{root}: none of {len(stamps)} pictures can be used; the first: {next(iter(refused.values()))}"
+        )
+    rows = [made[name] if name in made or before is None else before.vectors[known[name]] for name in ids]
+    gallery = Gallery(
+        str(root), fingerprint, aligned, tuple(ids), np.array([stamps[name] for name in ids], np.int64), np.stack(rows)
+    )
+    write_gallery(gallery, out)
+    changed = sum(name in known for name in made)
+    gone = sum(name not in stamps or name in refused for name in known)
+    return Changes(len(same), len(made) - changed, changed, gone, refused)
+
+
+def write_gallery(gallery: Gallery, path: str | Path) -> None:
+    """Writes an index file atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    said = {"format": FORMAT, **{name: getattr(gallery, name) for name in ("folder", "model", "aligned", "ids")}}
+    described = np.frombuffer(json.dumps(said, ensure_ascii=False).encode(), np.uint8)
+    content = save({"described": described, "stamps": gallery.stamps, "vectors": gallery.vectors})
+    write_bytes_atomic(path, content)
+
+
+def read_gallery(path: str | Path, *, model: str) -> Gallery:
+    """Reads an index file.
+
+    Args:
+        path: of the file.
+        model: fingerprint of the model that will be asked.
+
+    Raises:
+        UserError: no such file, no index, a damaged one, or one of another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such index; make it with python -m frozen_jax.tools.retrieve index")
+    tensors = SafetensorsDirectory(path)
+    try:
+        said = json.loads(tensors["described"].tobytes())
+        stamps, vectors = tensors["stamps"], tensors["vectors"]
+        gallery = Gallery(said["folder"], said["model"], said["aligned"], tuple(said["ids"]), stamps, vectors)
+        fits = said["format"] == FORMAT and len(gallery.ids) == len(stamps) == len(vectors) > 0
+        fits &= stamps.dtype == np.int64 and stamps.shape[1:] == (2,) and vectors.dtype == np.float32
+        fits &= vectors.ndim == (2 if gallery.aligned else 3) and bool(np.isfinite(vectors).all())
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: is no index of pictures, or a damaged one ({error!r}); index the folder anew"
+        ) from error
+    if not fits:
+        raise UserError(f"{path}: is no index of pictures, or a damaged one; index the folder into a new file")
+    if gallery.model != model:
+        raise UserError(
+            f"{path}: was made by another model ({gallery.model[:12]}, this one is {model[:12]}), whose vectors mean "
+            "something else; give that model, or index the folder into a new file"
+        )
+    return gallery
+
+
+class Searcher:
+    """A gallery that is asked, with the model that it was made by.
+
+    Attributes:
+        model, gallery: as given.
+        vectors: of unit length, by which pictures are compared.
+        nearest: the search among them.
+    """
+
+    def __init__(self, model: Model, gallery: Gallery):
+        self.model, self.gallery = model, gallery
+        vectors = gallery.vectors
+        if not gallery.aligned:
+            pooled = vectors.mean(axis=1)
+            self._mean = pooled.mean(axis=0)
+            vectors = _to_unit_length(pooled - self._mean)
+        self.vectors = vectors
+        self.nearest: ExactSearch | ApproximateSearch = open_search(vectors)
+
+    def find(self, parts: Sequence[str | Picture], *, k: int) -> list[tuple[str, float]]:
+        """Returns the k pictures that fit best, with their scores.
+
+        Args:
+            parts: one text, one picture, or a prompt of both in any order.
+            k: at least 1.
+
+        Returns:
+            Paths below the gallery's folder and, the largest first, cosines; or, for a text and a model without a
+            retrieval head, its log-probability per token after each picture.
+
+        Raises:
+            UserError: nothing is asked; or a prompt of several parts, and the model was not trained for retrieval.
+        """
+        if not parts or k < 1:
+            raise UserError(
+                f"{len(parts)} parts to find {k} pictures by; give a text or a picture, and k of at least 1"
+            )
+        if not self.gallery.aligned and len(parts) > 1:
+            raise UserError(
+                "a prompt of several parts finds pictures with a model trained for retrieval alone; train with "
+                "--config.retrieval.weight=0.5, or give one text or one picture"
+            )
+        found = self._ask(parts, k=min(k, len(self.gallery.ids)))
+        pairs = zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
+        return [(self.gallery.ids[row], score) for row, score in pairs if row >= 0]
+
+    def _ask(self, parts: Sequence[str | Picture], *, k: int) -> Found:
+        (first, *more), model = parts, self.model
+        if self.gallery.aligned:
+            if more or isinstance(first, str):
+                return self.nearest.search(model.embed_prompts([parts], retrieval=True), k=k)
+            return self.nearest.search(model.map_image([first]), k=k)
+        if isinstance(first, str):
+            prompts = [(Image(row),) for row in range(len(self.gallery.ids))]
+            scores = model.score(prompts, [first], normalise=True, prefixes=self.gallery.vectors)[:, 0]
+            rows = np.argsort(-scores, kind="stable")[:k]
+            return Found(scores[None, rows], rows[None])
+        return self.nearest.search(_to_unit_length(model.embed_image([first]).mean(axis=1) - self._mean), k=k)
+
+
+def _to_unit_length(vectors: Float32[np.ndarray, "N W"]) -> Float32[np.ndarray, "N W"]:
+    unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit.astype(np.float32)

@@ -1,0 +1,165 @@
+"""Finding pictures by texts, texts by pictures and pictures by pictures; figures in percent, ranks from 1.
+
+Metrics are in `metrics/retrieval.py`; the command for galleries of one's own is `tools/retrieve.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from frozen_jax.api import Model
+from frozen_jax.config import Config
+from frozen_jax.data.sources import open_source
+from frozen_jax.errors import UserError
+from frozen_jax.metrics.retrieval import DirectionScores, score_direction, score_retrieval
+from frozen_jax.prompt import Image, Prompt, fill, show
+from frozen_jax.tasks.controls import (
+    Models,
+    images_of,
+    list_views,
+    read_records,
+    shuffle_without_fixed_points,
+    source_line,
+)
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
+
+METHODS: Mapping[str, str] = {
+    "likelihood": "log p(caption | picture) per token",
+    "likelihood_prior": "the same less log p(caption | mean picture) per token",
+    "states": "cosine of mean LM states, less the mean of each side",
+    "ret": "cosine of the [RET] state and the picture's feature, each through its trained map",
+    "prefix": "cosine of mean prefix vectors, less their mean",
+    "ret_prompt": "cosine of the [RET] state behind picture and caption with the pictures' features",
+}
+"""What a row of the report is, in words."""
+
+
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
+    """Ranks a source's pictures and captions for each other, by every method that the model has.
+
+    Pictures without a caption are left out. Equal captions are one caption; it is right for each picture that has it,
+    and any of these is right for it.
+
+    Raises:
+        UserError: fewer than two pictures with captions.
+    """
+    settings = config.evaluate.retrieval
+    line = source_line(config, settings.source)
+    records = read_records(open_source(line), most=config.evaluate.examples)
+    captioned = [record for record in records if record.captions]
+    captions = list(dict.fromkeys(caption for record in captioned for caption in record.captions))
+    if len(captioned) < 2 or len(captions) < 2:
+        raise UserError(
+            f"evaluate.retrieval.source={line!r} has {len(captioned)} pictures with {len(captions)} different captions;"
+            " there is nothing to find among fewer than two: name another source"
+        )
+    column = {caption: place for place, caption in enumerate(captions)}
+    relevant = np.zeros((len(captioned), len(captions)), bool)
+    for row, record in enumerate(captioned):
+        relevant[row, [column[caption] for caption in record.captions]] = True
+    pictures = images_of(captioned)
+    prompts = [fill(settings.prompt, Image(row)) for row in range(len(captioned))]
+    texts = [config.data.caption_format.format(caption=caption) for caption in captions]
+    own = [config.data.caption_format.format(caption=record.captions[0]) for record in captioned]
+    partners = _pairs_without_self(relevant @ relevant.T)
+    findable = partners.any(axis=1)
+    figures: dict[str, Any] = {
+        "source": line,
+        "prompt": show(prompts[0]),
+        "gallery": {
+            "pictures": len(captioned),
+            "captions": len(captions),
+            "without_caption": len(records) - len(captioned),
+        },
+        "right": "any caption that the picture has; any picture that has the caption",
+        "methods": dict(METHODS),
+    }
+    samples: list[Sample] = []
+    order = shuffle_without_fixed_points(len(captioned), seed=config.seed)
+    for view in list_views(models, pictures, seed=config.seed):
+        model, table = view.model, view.table
+        likelihood = model.score(prompts, texts, normalise=True, prefixes=table)
+        states = model.embed_prompts(prompts, prefixes=table)
+        ranked = {
+            "likelihood": likelihood,
+            "likelihood_prior": likelihood - score_prior(model, prompts[0], texts, table)[None, :],
+            "states": _cosines(states, model.embed_text(texts)),
+        }
+        vectors = {"states": _cosines(states, states), "prefix": _cosines(table.mean(axis=1), table.mean(axis=1))}
+        if model.network.retrieval is not None:
+            seen = model.map_image(pictures)
+            seen = seen[order] if view.name == "shuffled" else seen
+            ranked["ret"] = seen @ model.embed_prompts([(text,) for text in texts], retrieval=True).T
+            vectors["ret"] = seen @ seen.T
+            asked: list[Prompt] = [(Image(row), text) for row, text in enumerate(own)]
+            vectors["ret_prompt"] = model.embed_prompts(asked, retrieval=True, prefixes=table) @ seen.T
+        for method, similarity in ranked.items():
+            scores = score_retrieval(similarity, relevant)
+            row = figures.setdefault(method, {})
+            row[view.name] = _list_figures(text_to_image=scores.text_to_image, image_to_text=scores.image_to_text)
+            chance = _list_chance(text_to_image=scores.text_to_image, image_to_text=scores.image_to_text)
+            row |= {"chance": chance["text_to_image_r_1"], "chances": chance}
+        if findable.any():
+            others = figures.setdefault("image_to_image", {"queries": int(findable.sum())})
+            for method, similarity in vectors.items():
+                direction = score_direction(_pairs_without_self(similarity)[findable], partners[findable])
+                chance = _list_chance(image_to_image=direction)
+                row = others.setdefault(method, {"chance": chance["image_to_image_r_1"], "chances": chance})
+                row[view.name] = _list_figures(image_to_image=direction)
+        if not samples:
+            best = ranked.get("ret", ranked["likelihood"]).argmax(axis=0)
+            samples = collect_samples(
+                "text_to_image",
+                [(Image(int(row)),) for row in best],
+                texts,
+                [captioned[row].captions for row in best],
+                [bool(relevant[row, place]) for place, row in enumerate(best)],
+                pictures=pictures,
+                seed=config.seed,
+            )
+    return Measured({"retrieval": figures}, samples)
+
+
+def score_prior(
+    model: Model, prompt: Prompt, texts: Sequence[str], table: Float[np.ndarray, "R P D"]
+) -> Float[np.ndarray, " captions"]:
+    """Returns what texts are worth per token after the mean picture: what they owe to the language alone."""
+    mean = table.mean(axis=0, keepdims=True)
+    plain = tuple(Image(0) if isinstance(part, Image) else part for part in prompt)
+    worth: np.ndarray = model.score([plain], texts, normalise=True, prefixes=mean)[0]
+    return worth
+
+
+def _cosines(rows: Float[np.ndarray, "R W"], columns: Float[np.ndarray, "C W"]) -> Float[np.ndarray, "R C"]:
+    """Compares vectors after each side's mean is taken off: what all of a side have in common says nothing."""
+    rows, columns = (x - x.mean(axis=0, keepdims=True) for x in (rows, columns))
+    rows, columns = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6) for x in (rows, columns))
+    cosines: np.ndarray = rows @ columns.T
+    return cosines
+
+
+def _pairs_without_self(square: Any) -> Any:
+    """Drops the diagonal: each row keeps the others, in order."""
+    size = len(square)
+    return square[~np.eye(size, dtype=bool)].reshape(size, size - 1)
+
+
+def _list_figures(**directions: DirectionScores) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name, scores in directions.items():
+        figures |= {f"{name}_r_{k}": round(100 * recall, 2) for k, recall in scores.recall.items()}
+        figures[f"{name}_median_rank"] = scores.median_rank
+    return figures
+
+
+def _list_chance(**directions: DirectionScores) -> dict[str, float]:
+    return {
+        f"{name}_r_{k}": round(100 * chance, 2)
+        for name, scores in directions.items()
+        for k, chance in scores.chance.items()
+    }

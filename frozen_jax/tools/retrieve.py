@@ -1,0 +1,141 @@
+"""`python -m frozen_jax.tools.retrieve index|query …`: finds pictures by text, by picture, or by both.
+
+`index` encodes the pictures of a folder into one file; called again, it encodes what is new or changed. `query` prints
+the pictures that fit a text, a picture, or, with a model trained for retrieval, texts and pictures in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+
+from frozen_jax.data.folders import PICTURES
+from frozen_jax.data.images import ImageOptions, load_image
+from frozen_jax.errors import UserError
+from frozen_jax.gallery import Searcher, fingerprint_model, index_folder, read_gallery
+from frozen_jax.nearest import APPROXIMATE_FROM, ApproximateSearch, has_faiss, measure_recall
+from frozen_jax.restore import load, read_run
+
+TILE, MARGIN, LINE = 128, 8, 14
+"""Of a sheet of pictures, in pixels."""
+
+EXAMPLES = """examples:
+  python -m frozen_jax.tools.retrieve index pictures --workdir=runs/ret --out=pictures.index
+  python -m frozen_jax.tools.retrieve query pictures.index "a red circle" --workdir=runs/ret --k=8 --sheet=found.png
+"""
+
+ASKED = 256
+"""Pictures of a large gallery that the approximate search is measured by."""
+
+
+def index(workdir: Path, folder: Path, out: Path) -> list[str]:
+    """Writes or updates an index; returns what to print.
+
+    Raises:
+        UserError: as `gallery.index_folder`.
+    """
+    model = load(workdir)
+    changes = index_folder(model, folder, out)
+    gallery = read_gallery(out, model=fingerprint_model(model))
+    lines = [f"warning: left out: {message}" for message in changes.refused.values()]
+    lines.append(
+        f"{out}: {len(gallery.ids):,} pictures; {changes.added:,} new, {changes.changed:,} changed, "
+        f"{changes.kept:,} as they were, {changes.removed:,} gone, {len(changes.refused):,} left out"
+    )
+    searcher = Searcher(model, gallery)
+    if isinstance(searcher.nearest, ApproximateSearch):
+        asked = np.random.default_rng(0).choice(len(gallery.ids), ASKED, replace=False)
+        vectors = searcher.vectors
+        recall = measure_recall(vectors, searcher.nearest, vectors[asked])
+        lines.append(f"approximate search finds {recall:.3f} of the exact ten nearest of {ASKED} of its pictures")
+    elif len(gallery.ids) >= APPROXIMATE_FROM and not has_faiss():
+        lines.append("searched exactly; frozen_jax[retrieve] brings an approximate search for a gallery of this size")
+    return lines
+
+
+def query(workdir: Path, index: Path, parts: Sequence[str], *, k: int, sheet: Path | None) -> list[str]:
+    """Returns the pictures found, one line each; draws them side by side into `sheet`.
+
+    Args:
+        workdir: of the run that the index was made with.
+        index: the file.
+        parts: texts, which are worded as captions in training, and names of picture files.
+        k: how many.
+        sheet: a PNG file, or None.
+
+    Raises:
+        UserError: as `gallery.Searcher.find` and `gallery.read_gallery`.
+    """
+    config, model = read_run(workdir), load(workdir)
+    gallery = read_gallery(index, model=fingerprint_model(model))
+    asked = [
+        Path(part) if part.lower().endswith(PICTURES) else config.data.caption_format.format(caption=part)
+        for part in parts
+    ]
+    found = Searcher(model, gallery).find(asked, k=k)
+    if sheet is not None:
+        draw_sheet(sheet, " + ".join(parts), [(Path(gallery.folder) / name, score) for name, score in found])
+    return [f"{score:8.4f}  {Path(gallery.folder) / name}" for name, score in found]
+
+
+def draw_sheet(path: Path, title: str, found: Sequence[tuple[Path, float]]) -> None:
+    """Draws pictures in a row, the best first, with their scores below and the question above.
+
+    Raises:
+        UserError: a picture is gone, or the file cannot be written.
+    """
+    width = MARGIN + len(found) * (TILE + MARGIN)
+    image = PIL.Image.new("RGB", (width, TILE + 4 * MARGIN + 2 * LINE), "white")
+    draw = PIL.ImageDraw.Draw(image)
+    draw.text((MARGIN, MARGIN), title, fill="black")
+    for place, (name, score) in enumerate(found):
+        left, top = MARGIN + place * (TILE + MARGIN), 2 * MARGIN + LINE
+        image.paste(PIL.Image.fromarray(load_image(name, options=ImageOptions(size=TILE))), (left, top))
+        draw.text((left, top + TILE + MARGIN), f"{score:.3f}", fill="black")
+    try:
+        image.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--sheet={path}: cannot be written ({error}); name a PNG file in a folder that is there"
+        ) from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line; exit status 1 with one line for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m frozen_jax.tools.retrieve",
+        description="Finds pictures by text, by picture, or by both.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    making = actions.add_parser("index", help="encode a folder's pictures into an index, or bring one up to date")
+    making.add_argument("folder", type=Path, metavar="FOLDER")
+    making.add_argument("--out", type=Path, required=True, help="the index file")
+    asking = actions.add_parser("query", help="find pictures")
+    asking.add_argument("index", type=Path, metavar="INDEX")
+    asking.add_argument("parts", nargs="+", metavar="TEXT|IMAGE")
+    asking.add_argument("--k", type=int, default=5, help="how many pictures")
+    asking.add_argument("--sheet", type=Path, help="draw them into this PNG file")
+    for action in (making, asking):
+        action.add_argument("--workdir", type=Path, required=True, help="of a training run")
+    given = parser.parse_args(arguments)
+    try:
+        if given.action == "index":
+            lines = index(given.workdir, given.folder, given.out)
+        else:
+            lines = query(given.workdir, given.index, given.parts, k=given.k, sheet=given.sheet)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

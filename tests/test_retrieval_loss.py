@@ -1,0 +1,127 @@
+"""The contrastive loss by hand, and that it trains the head while the language model stays as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frozen_jax.batch import PAD, SLOT, Batch
+from frozen_jax.build import build_towers
+from frozen_jax.config import OptimSettings, default_config, from_config_dict
+from frozen_jax.errors import UserError
+from frozen_jax.language_model import fingerprint_params
+from frozen_jax.optim import make_optimiser
+from frozen_jax.state import TrainState, flatten, merge
+from frozen_jax.steps import LossOptions, loss_fn, make_train_step, retrieval_loss
+from frozen_jax.train import choose_loss_options
+from tests.models.lm_cases import FAST_COMPILE
+
+# Rows 0 and 3 have the same caption; row 2 is a question, whose first word is given.
+TOKENS = np.array(
+    [
+        [0, SLOT, SLOT, 5, 7, 0, PAD],
+        [0, SLOT, SLOT, 9, 0, PAD, PAD],
+        [0, SLOT, SLOT, 4, 9, 8, 0],
+        [0, SLOT, SLOT, 5, 7, 0, PAD],
+    ],
+    np.int32,
+)
+MASK = np.array(
+    [[0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 0]], np.float32
+)
+
+
+def make_batch(seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (4, 1, 16, 16, 3), np.uint8)
+    return Batch(*map(jnp.asarray, (images, TOKENS, MASK, np.arange(4, dtype=np.int32))))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_lm):
+    config = default_config()
+    config.lm.path = str(tiny_lm)
+    config.vision.name = "nf_resnet_small"
+    config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
+    config.data.train = config.data.validation = "fake:8"
+    config.data.image.size = 16
+    config.retrieval.weight, config.retrieval.width = 0.5, 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def towers(config):
+    return build_towers(from_config_dict(config))
+
+
+def test_the_loss_by_hand(towers):
+    """Each caption read without its picture, in a row of its own, unpadded; logits, targets and means in numpy."""
+    model, params, batch = towers.model, merge(towers.trainable, towers.frozen), make_batch()
+    head = jax.device_get(params["retrieval"])
+
+    def run(params, batch):
+        def read(words):
+            embedded = model.embed(params, jnp.asarray([words]), None)
+            row = jnp.concatenate([embedded, params["retrieval"]["token"][None, None]], axis=1)
+            return model.run_lm(params, row, jnp.ones((1, len(words) + 1), jnp.int32))[0, -1]
+
+        pooled = model.pool_images(params, batch.images)[:, 0]
+        alone = loss_fn(params, model, batch)
+        beside = loss_fn(params, model, batch, options=LossOptions(retrieval_weight=2.0))
+        return retrieval_loss(params, model, batch, pooled), pooled, read([0, 5, 7]), read([0, 9]), alone, beside
+
+    compiled = jax.jit(run, compiler_options=FAST_COMPILE)
+    loss, pooled, first, second, alone, beside = jax.device_get(compiled(params, batch))
+    texts = np.stack([first, second, first]) @ head["text"]["kernel"] + head["text"]["bias"][None]
+    pictures = (pooled @ head["image"]["kernel"] + head["image"]["bias"][None])[[0, 1, 3]]
+    texts, pictures = (np.asarray(x, np.float64) for x in (texts, pictures))
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
+    logits = texts @ pictures.T / 0.07
+    targets = np.array([[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]])
+    want = sum(
+        -(targets * (side - np.log(np.exp(side).sum(1, keepdims=True)))).sum(1).mean() for side in (logits, logits.T)
+    )
+    np.testing.assert_allclose(loss, want / 2, rtol=1e-4)
+    # Beside the captions' loss, which it leaves as it is; micro-batches weigh by their words.
+    assert alone.retrieval_sum == 0 and alone.loss_sum == beside.loss_sum
+    np.testing.assert_allclose(beside.retrieval_sum, loss * beside.words, rtol=1e-5)
+
+
+def test_the_step_trains_the_head_and_leaves_the_language_model(towers, config):
+    options = choose_loss_options(from_config_dict(config))
+    assert options.retrieval_weight == 0.5
+    optimiser = make_optimiser(OptimSettings(learning_rate=1e-2, clip_norm=1.0), towers.rules, steps=3)
+    step = jax.jit(
+        make_train_step(towers.model, optimiser, accumulate=1, options=options), compiler_options=FAST_COMPILE
+    )
+    state, before = TrainState(towers.trainable, optimiser.init(towers.trainable)), flatten(towers.trainable)
+    lm = fingerprint_params(towers.frozen["lm"])
+    losses = []
+    for number in range(6):
+        state, metrics = step(state, towers.frozen, make_batch(), jax.random.key(number))
+        losses.append(float(metrics["retrieval_loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+    after = flatten(state.trainable)
+    assert {path for path in after if path.startswith("retrieval/")} == {
+        f"retrieval/{name}" for name in ("token", "scale", "text/kernel", "text/bias", "image/kernel", "image/bias")
+    }
+    assert not [path for path in after if np.array_equal(before[path], after[path])], "a leaf stood still"
+    assert fingerprint_params(towers.frozen["lm"]) == lm and "lm" not in state.trainable
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "message"),
+    [
+        ("retrieval", "weight", -1.0, "must not be negative"),
+        ("retrieval", "width", 0, "at least 1"),
+        ("data", "pair_probability", 0.5, "one picture"),
+        ("vision", "name", "", "no pictures to find"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, section, name, value, message):
+    given = config.copy_and_resolve_references()
+    if name == "name":
+        given.lm.mode, given.vision.options = "finetuned", {}
+    given[section][name] = value
+    with pytest.raises(UserError, match=message):
+        from_config_dict(given)
