@@ -326,29 +326,21 @@ class Model:
     def draw(
         self, texts: Sequence[str | None], *, steps: int = 20, guidance: float = 2.0, seed: int = 0
     ) -> UInt8[np.ndarray, "R height width 3"]:
-        """Draws a picture of each text, for models that were trained with a generator.
+        """Draws a picture of each text, by a model that was trained with a generator.
 
         Args:
-            texts: worded as in training (`data.caption_format`); None draws without a text, like anything trained on.
-            steps: along the flow from noise to picture, at least 1; compiled once for each number.
-            guidance: how far to go beyond what the text alone asks for; 1 is not at all, and costs half as much.
-            seed: of the noise. A picture depends on it, on the text and on its place in `texts`.
+            texts: worded as in training (`data.caption_format`); None draws without a text.
+            steps: from noise to picture, at least 1; each number is compiled once.
+            guidance: 1 follows the text alone, at half the cost; more exaggerates it.
+            seed: of the noise; a picture depends on it, on its text and on its place in `texts`.
 
         Raises:
             UserError: no generator, a text that is empty or too long, an option out of range.
         """
-        return draw_pictures(
-            self.network,
-            self.params,
-            lay_out_texts(self.network, self.tokenizer, texts, bos=self.bos),
-            np.array([text is not None for text in texts], bool),
-            batch_size=self.batch_size,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            put=self._put,
-            devices=self._devices,
-        )
+        tokens = lay_out_texts(self.network, self.tokenizer, texts, bos=self.bos)
+        told = np.array([text is not None for text in texts], bool)
+        draw = functools.partial(draw_pictures, batch_size=self.batch_size, put=self._put, devices=self._devices)
+        return draw(self.network, self.params, tokens, told, steps=steps, guidance=guidance, seed=seed)
 
     def _load(self, image: Picture) -> UInt8[np.ndarray, "height width 3"]:
         return load_image(Path(image) if isinstance(image, os.PathLike) else image, options=self.images)
