@@ -105,7 +105,7 @@ def count_train_step(model: FrozenModel, trainable: Params, frozen: Params, batc
         return model.embed_images(merge(trainable, frozen), images)
 
     whole, vision = count_costs(loss, trainable, frozen, batch), Costs()
-    if batch.images.shape[1]:
+    if batch.images.shape[1] and model.prefix is not None:
         vision = count_costs(encode, trainable, frozen, batch.images)
     lm_trains = trainable.get("lm", {})
     seen = {tower: leaves for tower, leaves in trainable.items() if tower != "lm"}

@@ -8,6 +8,7 @@ classes = model.network.fusion.classes
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,7 +111,7 @@ def _open(
     different = list({id(picture): picture for picture in pictures}.values())
 
     def load(picture: Picture) -> UInt8[np.ndarray, "height width 3"]:
-        return load_image(Path(picture) if hasattr(picture, "__fspath__") else picture, options=model.images)
+        return load_image(Path(picture) if isinstance(picture, os.PathLike) else picture, options=model.images)
 
     with ThreadPoolExecutor(8) as threads:
         return np.stack(list(threads.map(load, different))), np.array(places)

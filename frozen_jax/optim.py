@@ -32,7 +32,8 @@ def list_label_rules(params: Params, *, lm_trains: bool, vision_trains: bool = T
         if vision_trains and any(re.fullmatch(FROZEN_STATISTICS, path) for path in flatten(params["vision"])):
             rules.append((f"vision/{FROZEN_STATISTICS}", FROZEN))
         rules.append(("vision/.*", TRAINABLE if vision_trains else FROZEN))
-    rules += [(f"{tower}/.*", TRAINABLE) for tower in ("prefix", "retrieval", "fusion") if tower in params]
+    heads = ("prefix", "retrieval", "fusion", "generator")
+    rules += [(f"{tower}/.*", TRAINABLE) for tower in heads if tower in params]
     return tuple(rules)
 
 

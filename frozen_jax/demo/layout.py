@@ -180,7 +180,7 @@ def _add_few_shot(
                 elem_id="alternatives",
             )
             with gr.Row():
-                fill = gr.Button("Fill in an example", min_width=140, elem_id="few-shot-fill")
+                fill = gr.Button("Example", min_width=140, elem_id="few-shot-fill")
                 go = gr.Button("Continue", variant="primary", min_width=140, elem_id="few-shot-button")
             answer = gr.HTML(_hint("The answer appears here."), elem_id="few-shot-answer", padding=False)
     fields = [*shots, last, words, alternatives]

@@ -22,7 +22,7 @@ from frozen_jax.fusing import Fused, fuse
 from frozen_jax.metrics.retrieval import score_direction
 from frozen_jax.prompt import Image
 from frozen_jax.tasks.controls import Models, images_of, read_records, shuffle_without_fixed_points, source_line
-from frozen_jax.tasks.samples import Measured, collect_samples
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 GALLERY = 1000
 """Most items among which neighbours are looked for, the first."""
@@ -70,7 +70,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         views.append(("shuffled", models.seeing, shuffle_without_fixed_points(len(pictures), seed=config.seed)))
     if models.blind is not None:
         views.append(("blind", models.blind, views[0][2]))
-    samples = []
+    samples: list[Sample] = []
     for name, model, order in views:
         fused = fuse(model, [(pictures[order[item.picture]], item.text) for item in items])
         guesses = [classes[number] for number in fused.probabilities.argmax(axis=1)]

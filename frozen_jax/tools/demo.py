@@ -124,7 +124,10 @@ def check_address(host: str, port: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and serves until interrupted; exit status 1 with one line for what the user can mend."""
     parser = argparse.ArgumentParser(
-        prog="python -m frozen_jax.tools.demo", description="Serves a trained model as a web page.", allow_abbrev=False
+        prog="python -m frozen_jax.tools.demo",
+        description="Serves a trained model as a web page.",
+        epilog="example: python -m frozen_jax.tools.demo --workdir=runs/quickstart",
+        allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run, or an exported directory")
     parser.add_argument("--gallery", type=Path, help="folder of pictures that can be searched")

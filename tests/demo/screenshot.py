@@ -54,7 +54,7 @@ def main(arguments=None):
     parser.add_argument("--port", type=int, default=7860, help="to serve at")
     parser.add_argument("--all", action="store_true", help="every tab in two widths, light and dark")
     given = parser.parse_args(arguments)
-    sizes = [(width, scheme) for scheme in ("light", "dark") for width in (1200, 400)] if given.all else []
+    sizes = [(400, "dark"), (1200, "light"), (400, "light"), (1200, "dark")] if given.all else []
     with tempfile.TemporaryDirectory() as folder:
         examples = write_examples(Path(folder), None)
         with serve(given.workdir, gallery=Path(folder), port=given.port) as address, start_browser() as browser:
@@ -62,6 +62,7 @@ def main(arguments=None):
                 page = browser.new_page(viewport={"width": width, "height": 700}, color_scheme=scheme)
                 page.set_default_timeout(120_000)
                 page.goto(address)
+                page.wait_for_selector("#caption-picture input[type=file]", state="attached")
                 for tab in tabs:
                     fill(page, tab, examples[0].path)
                     name = (
