@@ -72,10 +72,15 @@ def abstract_run(config: Config, mesh: AnyMesh, *, platform: str = "") -> Abstra
     model = build_model(config, _lm_config(config), compute=compute, embedding_rms=1.0)
     check_tensor(model.lm.config, mesh)
     draw = functools.partial(model.init_vision, image_size=config.data.image.size)
-    params = {**jax.eval_shape(model.init_lm, jax.random.key(0)), **jax.eval_shape(draw, jax.random.key(0))}
+    key = jax.random.key(0)
+    params = {
+        **jax.eval_shape(model.init_lm, key),
+        **jax.eval_shape(draw, key),
+        **jax.eval_shape(model.init_generator, key),
+    }
     if config.lm.lora_rank:
         adapt = functools.partial(draw_lora, rank=config.lm.lora_rank)
-        params["lm"] = jax.eval_shape(adapt, jax.random.key(0), params["lm"])
+        params["lm"] = jax.eval_shape(adapt, key, params["lm"])
     vision_trains = not config.vision.freeze
     rules = list_label_rules(params, lm_trains=config.lm.mode != "frozen", vision_trains=vision_trains)
     trainable, frozen = split(params, match_rules(params, rules, what="freezing"))
@@ -105,7 +110,7 @@ def abstract_batch(config: Config, mesh: AnyMesh) -> Batch:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     positions = (rows, config.data.max_tokens)
-    images = describe(jnp.uint8, *((rows, pack, size, size, 3) if config.vision.name else (rows, 0, 1, 1, 3)))
+    images = describe(jnp.uint8, *((rows, pack, size, size, 3) if config.uses_pictures else (rows, 0, 1, 1, 3)))
     if config.vision.feature_cache:
         images = describe(jnp.float32, rows, pack, build_vision(config.vision.name, **config.vision.options).width)
     return Batch(

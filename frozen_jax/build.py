@@ -17,6 +17,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.language_model import LanguageModel, fingerprint_params, load_lm
 from frozen_jax.lora import draw_lora
 from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.generator import Generator, GeneratorConfig
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.retrieval import RetrievalHead
@@ -96,9 +97,16 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
             f"config.data.max_tokens is {data.max_tokens}, texts of up to {longest} tokens, and the language model has "
             f"{lm_config.max_positions} positions; lower it"
         )
+    generator = build_generator(config, lm_config, compute=compute, embedding_rms=embedding_rms)
+    queries = generator.config.queries if generator is not None else 0
+    if longest + queries > lm_config.max_positions:
+        raise UserError(
+            f"config.generator.queries is {queries}, behind texts of up to {longest} tokens, and the language model "
+            f"has {lm_config.max_positions} positions; lower it or data.max_tokens"
+        )
     lm = build_lm(lm_config, dtype=compute, remat=config.lm.remat)
     if not config.vision.name:
-        return FrozenModel(lm)
+        return FrozenModel(lm, generator=generator)
     prefix = Prefix(
         length=config.prefix.length,
         width=lm_config.embed_width,
@@ -113,6 +121,27 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
         return FrozenModel(lm, vision, prefix)
     head = RetrievalHead(config.retrieval.width, token_width=lm_config.embed_width, embedding_rms=embedding_rms)
     return FrozenModel(lm, vision, prefix, head)
+
+
+def build_generator(
+    config: Config, lm_config: LMConfig, *, compute: np.dtype, embedding_rms: float
+) -> Generator | None:
+    """Builds the picture generator, without parameters; None where the config names none. Arguments: `build_model`."""
+    settings = config.generator
+    if not settings.name:
+        return None
+    sizes = GeneratorConfig(
+        image_size=config.data.image.size,
+        patch_size=settings.patch_size,
+        width=settings.width,
+        layers=settings.layers,
+        heads=settings.heads,
+        queries=settings.queries,
+        embed_width=lm_config.embed_width,
+        lm_width=lm_config.width,
+        embedding_rms=embedding_rms,
+    )
+    return Generator(sizes, compute)
 
 
 def resolve_path(path: str) -> str:
@@ -155,7 +184,8 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     rms = float(jnp.sqrt(jnp.mean(jnp.square(table))))
     model = build_model(config, lm.config, compute=compute, embedding_rms=rms)
     draw = jax.jit(functools.partial(model.init_vision, image_size=config.data.image.size))
-    params = {"lm": lm_params, **draw(vision_rng)}
+    draw_generator = jax.jit(model.init_generator)
+    params = {"lm": lm_params, **draw(vision_rng), **draw_generator(jax.random.fold_in(root, 2))}
     if config.vision.path and model.vision is not None:
         params["vision"] = load_vision(config.vision.path, model.vision)
     rules = list_label_rules(params, lm_trains=lm_trains, vision_trains=not config.vision.freeze)

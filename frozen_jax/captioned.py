@@ -19,7 +19,8 @@ from frozen_jax.data.records import RecordError, Source
 from frozen_jax.prompt import Image, fill
 
 SHOWN_REFERENCES = 2
-_WIDTH = 320
+_PICTURE_PIXELS = 192
+_TEXT_PIXELS = 260
 _FONT_PIXELS = 14
 _LINE_PIXELS = 18
 
@@ -42,16 +43,17 @@ class Captioned(NamedTuple):
         return [*(f"reference: {text}" for text in self.references[:SHOWN_REFERENCES]), f"model: {self.caption}"]
 
     def draw(self) -> PIL.Image.Image:
-        """Returns the picture, enlarged or reduced to one width, with the lines below it."""
+        """Returns the picture, enlarged or reduced to one height, with the lines beside it: cards are wide."""
         picture = PIL.Image.fromarray(self.pixels)
-        picture = picture.resize((_WIDTH, max(1, round(_WIDTH * picture.height / picture.width))))
+        picture = picture.resize((max(1, round(_PICTURE_PIXELS * picture.width / picture.height)), _PICTURE_PIXELS))
         font = PIL.ImageFont.load_default(_FONT_PIXELS)
-        lines = [part for line in self.lines() for part in textwrap.wrap(line, 44)]
-        sheet = PIL.Image.new("RGB", (_WIDTH, picture.height + _LINE_PIXELS * len(lines) + 6), "white")
+        lines = [part for line in self.lines() for part in textwrap.wrap(line, 34)]
+        size = (picture.width + _TEXT_PIXELS, max(picture.height, _LINE_PIXELS * len(lines) + 6))
+        sheet = PIL.Image.new("RGB", size, "white")
         sheet.paste(picture)
         pen = PIL.ImageDraw.Draw(sheet)
         for number, line in enumerate(lines):
-            pen.text((4, picture.height + 3 + _LINE_PIXELS * number), line, fill="black", font=font)
+            pen.text((picture.width + 6, 3 + _LINE_PIXELS * number), line, fill="black", font=font)
         return sheet
 
 

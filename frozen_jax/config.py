@@ -23,6 +23,7 @@ from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 from frozen_jax.fault_settings import FaultSettings, check_faults
+from frozen_jax.generator_settings import GeneratorSettings, check_generator
 from frozen_jax.retrieval_settings import RetrievalSettings, check_retrieval
 from frozen_jax.telemetry_settings import TelemetrySettings, check_telemetry
 
@@ -192,6 +193,7 @@ class Config:
     lm: LMSettings = field(default_factory=LMSettings)
     vision: VisionSettings = field(default_factory=VisionSettings)
     prefix: PrefixSettings = field(default_factory=PrefixSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
@@ -202,6 +204,11 @@ class Config:
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     faults: FaultSettings = field(default_factory=FaultSettings)
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+
+    @property
+    def uses_pictures(self) -> bool:
+        """Whether training rows have pictures: seen by an encoder, or drawn by a generator."""
+        return bool(self.vision.name or self.generator.name)
 
     @property
     def pairs_per_row(self) -> int:
@@ -229,8 +236,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def identify(config: Config) -> dict[str, Any]:
-    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`."""
-    return {name: section for name, section in to_dict(config).items() if name not in FREE_SECTIONS}
+    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`, and no generator that is off, so
+    that a run which was made before there were any is still the same."""
+    left_out = FREE_SECTIONS if config.generator.name else (*FREE_SECTIONS, "generator")
+    return {name: section for name, section in to_dict(config).items() if name not in left_out}
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -332,6 +341,7 @@ def _check(config: Config) -> None:
     check_data(config.data, require)
     check_evaluate(config.evaluate, require)
     check_faults(config.faults, require)
+    check_generator(config.generator, config.data.image.size, require)
     check_telemetry(config.telemetry, require)
     check_retrieval(config.retrieval, require, sees=bool(config.vision.name), pairs_per_row=config.pairs_per_row)
     require(
@@ -361,6 +371,24 @@ def _check(config: Config) -> None:
     )
     rule = f"with lm.mode={config.lm.mode!r} all weights train; set lm.lora_rank=0 or lm.mode='frozen'"
     require(config.lm.mode == "frozen" or not config.lm.lora_rank, "lm.lora_rank", config.lm.lora_rank, rule)
+    task, draws = config.evaluate.task, bool(config.generator.name)
+    rule = (
+        "only a generator draws pictures, and it does nothing else; set it to 'generate' with generator.name, or 'none'"
+    )
+    require(task == "none" or draws == (task == "generate"), "evaluate.task", task, rule)
+    if draws:
+        rule = f"generator.name={config.generator.name!r} draws the one picture of a row from its text and has no use"
+        unused: dict[str, tuple[Any, Any]] = {
+            "vision.name": (config.vision.name, ""),
+            "blind": (config.blind, False),
+            "evaluate.blind_control": (config.evaluate.blind_control, False),
+            "data.pack": (config.data.pack, 1),
+            "data.pair_probability": (config.data.pair_probability, 0.0),
+            "optim.label_smoothing": (config.optim.label_smoothing, 0.0),
+            "train.embedding_noise": (config.train.embedding_noise, 0.0),
+        }
+        for setting, (given, off) in unused.items():
+            require(given == off, setting, given, f"{rule} for this; set it to {off!r}")
     if config.vision.name:
         require(
             bool(config.vision.path) or not config.vision.freeze,
@@ -382,10 +410,11 @@ def _check(config: Config) -> None:
         )
     else:
         require(
-            config.lm.mode != "frozen" or bool(config.lm.lora_rank),
+            config.lm.mode != "frozen" or bool(config.lm.lora_rank) or draws,
             "lm.mode",
             config.lm.mode,
-            "without vision.name nothing would be trained; set lm.mode or lm.lora_rank, or name a vision encoder",
+            "without vision.name nothing would be trained; set lm.mode or lm.lora_rank, or name a vision encoder or a "
+            "generator",
         )
         for option in ("freeze", "path", "feature_cache"):
             given = getattr(config.vision, option)

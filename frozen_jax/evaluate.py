@@ -10,7 +10,7 @@ from frozen_jax.config import Config
 from frozen_jax.errors import UserError
 from frozen_jax.meter import MeteredModel
 from frozen_jax.report import Report
-from frozen_jax.tasks import caption, classify, easy_vqa, fewshot, retrieval, tag, vqa
+from frozen_jax.tasks import caption, classify, easy_vqa, fewshot, generate, retrieval, tag, vqa
 from frozen_jax.tasks.controls import Models
 from frozen_jax.tasks.samples import Measured
 
@@ -23,14 +23,15 @@ TASKS: Mapping[str, Task] = {
     "easy_vqa": easy_vqa.evaluate,
     "fewshot": fewshot.evaluate,
     "fewshot_text": fewshot.evaluate_text,
+    "generate": generate.evaluate,
     "retrieval": retrieval.evaluate,
     "scene_text": easy_vqa.evaluate_scene_text,
     "tag": tag.evaluate,
     "vqa": vqa.evaluate,
 }
 
-TEXT_TASKS = ("fewshot_text", "scene_text")
-"""Tasks of the text stage, which show no pictures."""
+BLIND_TASKS = ("fewshot_text", "generate", "scene_text")
+"""Tasks that show the model no pictures: those of the text stage, and of generators."""
 
 
 def evaluate(config: Config, models: Models, report: Report, directory: Path) -> None:
@@ -42,7 +43,7 @@ def evaluate(config: Config, models: Models, report: Report, directory: Path) ->
     name = config.evaluate.task
     if name == "none":
         return
-    if models.seeing.network.vision is None and name not in TEXT_TASKS:
+    if models.seeing.network.vision is None and name not in BLIND_TASKS:
         raise UserError(
             f"evaluate.task={name!r} shows pictures, and this model was trained on text alone; set it to none"
         )

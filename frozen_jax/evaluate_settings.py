@@ -14,7 +14,17 @@ from typing import Any, Literal
 from frozen_jax.prompt import EOS, IMAGE_MARK
 
 TaskName = Literal[
-    "none", "easy_vqa", "scene_text", "caption", "vqa", "fewshot", "fewshot_text", "classify", "retrieval", "tag"
+    "none",
+    "easy_vqa",
+    "scene_text",
+    "caption",
+    "vqa",
+    "fewshot",
+    "fewshot_text",
+    "classify",
+    "generate",
+    "retrieval",
+    "tag",
 ]
 
 
@@ -117,6 +127,29 @@ class ClassifySettings:
 
 
 @dataclass(frozen=True)
+class GenerateSettings:
+    """Pictures that a generator draws of a source's captions, by what others read in them.
+
+    Attributes:
+        source: pictures with captions, and tags that say what a picture shows, one line as in `data.train`; "" takes
+            `data.validation`. One picture is drawn for each record, from one of its captions.
+        tags: names of the places of the records' tags: what the reader, a network trained on the training pictures,
+            has to read; () asks for nothing and has no Fréchet distance.
+        reader_steps: training steps of the reader.
+        captioner: workdir of a trained captioner, which captions what was drawn; "" asks none.
+        steps: along the flow; also of `tools.generate_image`, as is `guidance`.
+        guidance: 1 follows the text alone, more exaggerates it.
+    """
+
+    source: str = ""
+    tags: tuple[str, ...] = ()
+    reader_steps: int = 400
+    captioner: str = ""
+    steps: int = 20
+    guidance: float = 2.0
+
+
+@dataclass(frozen=True)
 class RetrievalTaskSettings:
     """Pictures found by captions, captions by pictures, pictures by pictures. Captions are worded as in training.
 
@@ -164,7 +197,7 @@ class EvaluateSettings:
     Attributes:
         task: `none`; `easy_vqa` (zero-shot questions, caption exact match); `scene_text` (the text stage's oracle);
             `fewshot_text` (the few-shot grid by the text oracle alone); `caption`, `vqa`, `fewshot`, `classify`,
-            `retrieval`, `tag` as their sections below.
+            `generate`, `retrieval`, `tag` as their sections below.
         blind_control: train the same model on black images too and report it beside the seeing one.
         report: name of the report's files, so that several evaluations of a run stand side by side.
         examples: at most so many test questions, pictures or episodes, the first; 0 is all.
@@ -184,6 +217,7 @@ class EvaluateSettings:
     vqa: VQASettings = field(default_factory=VQASettings)
     fewshot: FewShotSettings = field(default_factory=FewShotSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
     retrieval: RetrievalTaskSettings = field(default_factory=RetrievalTaskSettings)
     tag: TagSettings = field(default_factory=TagSettings)
 
@@ -215,12 +249,16 @@ def check_evaluate(settings: EvaluateSettings, require: Callable[[bool, str, Any
         ("classify.shot_pool", settings.classify.shot_pool),
         ("tag.calibrated_on", settings.tag.calibrated_on),
         ("tag.least", settings.tag.least),
+        ("generate.steps", settings.generate.steps),
+        ("generate.reader_steps", settings.generate.reader_steps),
     ):
         require(value >= 1, f"evaluate.{name}", value, "it must be at least 1")
     require(settings.examples >= 0, "evaluate.examples", settings.examples, "it must not be negative")
     require(
         settings.classify.tag >= -1, "evaluate.classify.tag", settings.classify.tag, "it is a place, 0 or more, or -1"
     )
+    guidance = settings.generate.guidance
+    require(guidance >= 0, "evaluate.generate.guidance", guidance, "it must not be negative; 1 is none")
     plain = bool(settings.report) and not set(settings.report) - set(string.ascii_letters + string.digits + "_-")
     require(plain, "evaluate.report", settings.report, "it is part of a file name: use letters, digits, _ and -")
     fewshot = settings.fewshot

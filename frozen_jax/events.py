@@ -57,6 +57,7 @@ class EventWriter:
         Raises:
           OSError: the disk is full, read-only or failing.
         """
+        values = values.astype(np.float64)  # in float32, bins between values that are nearly equal are none
         counts, edges = np.histogram(values, bins=30)
         moments = (values.min(), values.max(), values.size, values.sum(), np.square(values).sum())
         histogram = b"".join(
@@ -68,7 +69,7 @@ class EventWriter:
         self._add(step, {tag: _field(5, histogram)})
 
     def add_captions(self, step: int, captions: Sequence[Captioned]) -> None:
-        """Adds each picture with its captions drawn below it, as `captions/1`, `captions/2`, …
+        """Adds each picture with its captions drawn beside it, as `captions/1`, `captions/2`, …
 
         Raises:
           OSError: the disk is full, read-only or failing.

@@ -31,7 +31,7 @@ from frozen_jax.chips import Chip
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import init_cache
 from frozen_jax.state import Params, merge
-from frozen_jax.steps import LossOptions, loss_fn
+from frozen_jax.steps import LossOptions, choose_loss
 
 OPTIMISER_BYTES = 32
 """Per trained parameter and step: parameter and both moments read and written, gradient written and read, float32."""
@@ -99,13 +99,13 @@ def count_train_step(model: FrozenModel, trainable: Params, frozen: Params, batc
 
     def loss(trainable: Params, frozen: Params, batch: Batch) -> Any:
         options = LossOptions(retrieval_weight=float(model.retrieval is not None))
-        return loss_fn(merge(trainable, frozen), model, batch, options=options)
+        return choose_loss(model)(merge(trainable, frozen), model, batch, options=options)
 
     def encode(trainable: Params, frozen: Params, images: Any) -> Any:
         return model.embed_images(merge(trainable, frozen), images)
 
     whole, vision = count_costs(loss, trainable, frozen, batch), Costs()
-    if batch.images.shape[1]:
+    if batch.images.shape[1] and model.prefix is not None:
         vision = count_costs(encode, trainable, frozen, batch.images)
     lm_trains = trainable.get("lm", {})
     seen = {tower: leaves for tower, leaves in trainable.items() if tower != "lm"}

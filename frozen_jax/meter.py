@@ -129,6 +129,11 @@ class MeteredModel(Model):
         with self.meter.time():
             return super().embed_image(images)
 
+    def draw(self, texts: Sequence[str | None], **options: Any) -> UInt8[np.ndarray, "R height width 3"]:
+        """As `Model.draw`."""
+        with self.meter.time():
+            return super().draw(texts, **options)
+
     def _count(self, prompts: Sequence[PromptParts]) -> None:
         pictures = [[part for part in prompt if not isinstance(part, str)] for prompt in prompts]
         self.meter.examples += len(prompts)

@@ -32,10 +32,7 @@ def list_label_rules(params: Params, *, lm_trains: bool, vision_trains: bool = T
         if vision_trains and any(re.fullmatch(FROZEN_STATISTICS, path) for path in flatten(params["vision"])):
             rules.append((f"vision/{FROZEN_STATISTICS}", FROZEN))
         rules.append(("vision/.*", TRAINABLE if vision_trains else FROZEN))
-    if "prefix" in params:
-        rules.append(("prefix/.*", TRAINABLE))
-    if "retrieval" in params:
-        rules.append(("retrieval/.*", TRAINABLE))
+    rules += [(f"{tower}/.*", TRAINABLE) for tower in ("prefix", "retrieval", "generator") if tower in params]
     return tuple(rules)
 
 

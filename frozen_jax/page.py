@@ -1,7 +1,7 @@
 """The picture page of a report: one HTML file that needs no other, with headline figures, bars and single prompts.
 
-Everything that comes from data or a model is hostile text here: `_text` escapes it, and the page's own policy forbids
-scripts and whatever is not in the file. Layout and style are in `assets/report.html`.
+Everything that comes from data or a model is hostile text here: `escape` makes it text, and the page's own policy
+forbids scripts and whatever is not in the file. Layout and style are in `assets/report.html`.
 """
 
 from __future__ import annotations
@@ -72,17 +72,17 @@ def render_page(
     """
     charts = list_charts(figures)
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=_text(title),
-        subtitle=_text(subtitle),
+        title=escape(title),
+        subtitle=escape(subtitle),
         tiles="".join([_tile(*tile) for tile in _list_tiles(charts, figures)]),
         charts=_section("Accuracy and its controls", "charts", [_draw_chart(chart) for chart in charts]),
         samples=_draw_samples(samples, images),
-        rows="".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>\n" for name, value in rows),
+        rows="".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in rows),
     )
 
 
-def _text(value: str) -> str:
-    """Escapes text, with quotes; what no HTML file can hold is made visible."""
+def escape(value: str) -> str:
+    """Escapes text for HTML, with quotes; what no HTML file can hold is made visible."""
     storable = value.encode("utf-8", "replace").decode("utf-8").translate(_CONTROL)
     return html.escape(storable, quote=True)
 
@@ -90,14 +90,14 @@ def _text(value: str) -> str:
 def _foreign(value: str) -> str:
     """Text that somebody else wrote, cut where it is very long; its marks of direction end with it."""
     cut = value if len(value) <= CHARACTERS else f"{value[:CHARACTERS]} … ({len(value)} characters)"
-    return f"<bdi>{_text(cut)}</bdi>"
+    return f"<bdi>{escape(cut)}</bdi>"
 
 
 def _section(title: str, kind: str, cards: Sequence[str], note: str = "") -> str:
     if not cards:
         return ""
-    lead = f"<p>{_text(note)}</p>" if note else ""
-    return f'<h2>{_text(title)}</h2>\n{lead}<div class="grid {kind}">{"".join(cards)}</div>\n'
+    lead = f"<p>{escape(note)}</p>" if note else ""
+    return f'<h2>{escape(title)}</h2>\n{lead}<div class="grid {kind}">{"".join(cards)}</div>\n'
 
 
 def _list_tiles(charts: Sequence[Chart], figures: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -127,7 +127,7 @@ def _with_prefix(value: int | float) -> str:
 
 
 def _tile(value: str, words: str) -> str:
-    return f'<div class="card tile"><b>{_text(value)}</b>{_text(words)}</div>'
+    return f'<div class="card tile"><b>{escape(value)}</b>{escape(words)}</div>'
 
 
 def _title(chart: Chart) -> str:
@@ -141,13 +141,13 @@ def _draw_chart(chart: Chart) -> str:
         "" if chart.chance is None else f'<div class="chance" style="--share: {100 * chart.chance / whole:.2f}"></div>'
     )
     lines = "".join(
-        f'<span>{_text(_NAMES[name])}</span><div class="track" aria-hidden="true">'
+        f'<span>{escape(_NAMES[name])}</span><div class="track" aria-hidden="true">'
         f'<div class="bar {name}" style="--share: {100 * value / whole:.2f}"></div>{chance}</div>'
         f'<span class="value">{value:.2f}</span>\n'
         for name, value in chart.bars.items()
     )
     key = f'<p class="key"><i></i>chance: {chart.chance:.2f}</p>' if chart.chance is not None else ""
-    return f'<div class="card"><h3>{_text(_title(chart))}</h3><div class="bars">{lines}</div>{key}</div>\n'
+    return f'<div class="card"><h3>{escape(_title(chart))}</h3><div class="bars">{lines}</div>{key}</div>\n'
 
 
 def _draw_samples(samples: Sequence[Sample], images: ImageOptions) -> str:
@@ -158,7 +158,7 @@ def _draw_samples(samples: Sequence[Sample], images: ImageOptions) -> str:
         if isinstance(part, str):
             return _foreign(part)
         if id(part) not in encoded:  # shots come again in other prompts
-            encoded[id(part)] = _encode_picture(part, options)
+            encoded[id(part)] = draw_picture(part, options)
         return encoded[id(part)]
 
     groups = [(name, list(group)) for name, group in itertools.groupby(samples, lambda sample: sample.group)]
@@ -195,8 +195,8 @@ def _draw_sample(sample: Sample, draw: Callable[[str | Picture], str]) -> str:
     )
 
 
-def _encode_picture(picture: Picture, options: ImageOptions) -> str:
-    """An image element with the picture in it; a picture that nobody can open (a blind model has not) is named so."""
+def draw_picture(picture: Picture, options: ImageOptions) -> str:
+    """Returns an image element with the picture in it; one that nobody can open (a blind model has not) is named so."""
     try:
         pixels = load_image(Path(picture) if isinstance(picture, os.PathLike) else picture, options=options)
     except RecordError:

@@ -216,7 +216,7 @@ def make_pipeline(
         options=PipelineOptions(
             batch_size=config.train.batch_size,
             seed=config.seed,
-            images=data.image if config.vision.name else None,
+            images=data.image if config.uses_pictures else None,
             blind=config.blind,
             augment=data.augment,
             on_bad=data.on_bad,

@@ -80,6 +80,12 @@ VISION_RULES: Mapping[type, ShardingRules] = {
 
 PREFIX_RULES: ShardingRules = ((r"prefix/projection/kernel", P("fsdp")),)  # E (P D)
 
+GENERATOR_RULES: ShardingRules = (
+    (r"generator/blocks/.*/kernel", P(None, "fsdp")),  # L E …, L N H E, L F E
+    (r"generator/(condition|patches|time_in|time_out|final_steer|pixels)/kernel", P("fsdp")),
+    (r"generator/(queries|no_text|positions)", P()),
+)
+
 RETRIEVAL_RULES: ShardingRules = (
     (r"retrieval/(text|image)/kernel", P("fsdp")),  # D W, E W
     (r"retrieval/token", P()),
@@ -105,6 +111,8 @@ def list_sharding_rules(model: FrozenModel, params: Params) -> ShardingRules:
         rules += PREFIX_RULES
     if model.retrieval is not None:
         rules += RETRIEVAL_RULES
+    if model.generator is not None:
+        rules += GENERATOR_RULES
     for tower in params:
         # A model without a single bias or norm has none of these, and a rule must match something.
         if any(re.fullmatch(f"{tower}/{WHOLE}", path) for path in flatten({tower: params[tower]})):

@@ -60,8 +60,12 @@ def use_compilation_cache(directory: Path) -> None:
     except OSError as error:
         raise UserError(f"--compilation_cache={directory} cannot be made or read: {error.strerror}") from error
     import jax
+    from jax._src import compilation_cache
 
     jax.config.update("jax_compilation_cache_dir", str(directory))
+    # What zlib packs has a checksum, and a damaged program is compiled anew; what JAX packs with zstd has none, and a
+    # flipped bit in it would be run.
+    compilation_cache.zstd = compilation_cache.zstandard = None
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from frozen_jax.batch import SLOT, Batch
+from frozen_jax.flow import scale_pixels, spread_times, weigh
 from frozen_jax.models.frozen import FrozenModel, input_mask
 from frozen_jax.state import Params, TrainState, merge
 
@@ -23,21 +24,23 @@ class LossOptions(NamedTuple):
         embedding_noise: deviation of Gaussian noise on the embeddings, relative to their RMS.
         lm_dropout: the language model's own dropout acts; off while it is frozen, where it would be noise alone.
         retrieval_weight: of the contrastive loss of texts and pictures; above 0 the model needs a retrieval head.
+        condition_drop: share of the pictures that a generator is taught without their text.
     """
 
     label_smoothing: float = 0.0
     embedding_noise: float = 0.0
     lm_dropout: bool = False
     retrieval_weight: float = 0.0
+    condition_drop: float = 0.0
 
 
 class LossParts(NamedTuple):
     """Un-normalised loss of a batch; sums over examples, hosts and micro-batches stay exact.
 
     Attributes:
-        loss_sum: nats, over the predicted words.
-        words: number of predicted words.
-        correct_sum: words whose logit was the highest, or equal to it.
+        loss_sum: nats, over the predicted words; of a generator the mean squared error of the velocity, over pictures.
+        words: number of predicted words, or of pictures.
+        correct_sum: words whose logit was the highest, or equal to it; 0 of a generator.
         retrieval_sum: contrastive loss in nats, times `words`, so that micro-batches are averaged like the words' loss.
     """
 
@@ -157,6 +160,47 @@ def retrieval_loss(
     return jnp.where(is_caption, losses, 0.0).sum() / 2 / jnp.maximum(is_caption.sum(), 1)
 
 
+def picture_loss(
+    params: Params,
+    model: FrozenModel,
+    batch: Batch,
+    *,
+    rng: Key[Array, ""] | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008 (immutable)
+) -> LossParts:
+    """Squared error of a generator's velocity between noise and the batch's pictures, given their texts.
+
+    Args:
+        params: the whole tree, {"lm": …, "generator": …}.
+        batch: one picture and one text in each row; rows without a word that carries loss are filling.
+        rng: of noise, times and dropped texts (training); None takes always the same noise and times and drops no
+            text, so that evaluations can be compared.
+        options: training switches.
+
+    Source: Liu et al., arXiv 2209.03003, equation 1; see `flow.py`.
+    """
+    pictures = scale_pixels(jnp.asarray(batch.images)[:, 0])
+    rows = pictures.shape[0]
+    condition = model.condition(params, batch.tokens)
+    noise_rng, time_rng, drop_rng = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
+    offset = jnp.float32(0.5) if rng is None else jax.random.uniform(time_rng)
+    if rng is not None and options.condition_drop:
+        dropped = jax.random.bernoulli(drop_rng, options.condition_drop, (rows,))
+        condition = jnp.where(dropped[:, None, None], model.no_text(params, rows), condition)
+    times = spread_times(offset, count=rows)
+    noise = jax.random.normal(noise_rng, pictures.shape)
+    share = times[:, None, None, None]
+    named = model.denoise(params, share * pictures + (1 - share) * noise, times, condition)
+    errors = weigh(times) * jnp.mean(jnp.square(named - pictures), axis=(1, 2, 3))
+    weights = jnp.max(jnp.asarray(batch.loss_mask), axis=1)
+    return LossParts(jnp.sum(errors * weights), jnp.sum(weights), jnp.float32(0), jnp.float32(0))
+
+
+def choose_loss(model: FrozenModel) -> Callable[..., LossParts]:
+    """Returns what a model is trained by: the words of its texts, or the pictures where it has a generator."""
+    return loss_fn if model.generator is None else picture_loss
+
+
 TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
@@ -180,8 +224,10 @@ def make_train_step(
             where the loss is larger or where loss or gradient is not finite.
     """
 
+    measure = choose_loss(model)
+
     def sum_loss(trainable: Params, frozen: Params, batch: Batch, rng: Any) -> tuple[Array, LossParts]:
-        parts = loss_fn(merge(trainable, frozen), model, batch, rng=rng, options=options)
+        parts = measure(merge(trainable, frozen), model, batch, rng=rng, options=options)
         return parts.loss_sum + options.retrieval_weight * parts.retrieval_sum, parts
 
     gradient = jax.grad(sum_loss, has_aux=True)
@@ -212,7 +258,7 @@ def make_train_step(
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": parts.loss_sum / count,
-            "token_accuracy": parts.correct_sum / count,
+            **({"token_accuracy": parts.correct_sum / count} if model.generator is None else {}),
             "grad_norm": optax.tree.norm(grads),
         }
         if options.retrieval_weight:
@@ -231,20 +277,20 @@ def make_eval_step(model: FrozenModel) -> Callable[[Params, Params, Batch], tupl
     """Builds `step(trainable, frozen, batch) -> (LossParts, norms)`, without dropout or training switches.
 
     The norms are the Euclidean lengths of the prefix vectors in the batch's slots; NaN where a row has fewer pictures,
-    or no loss. The compiler merges their encoder with that of the loss.
+    or no loss; none of a model without a prefix. The compiler merges their encoder with that of the loss.
     """
 
     def step(trainable: Params, frozen: Params, batch: Batch) -> tuple[LossParts, Float[Array, "B I P"]]:
         params = merge(trainable, frozen)
-        return loss_fn(params, model, batch), _measure_prefixes(params, model, batch)
+        return choose_loss(model)(params, model, batch), _measure_prefixes(params, model, batch)
 
     return step
 
 
 def _measure_prefixes(params: Params, model: FrozenModel, batch: Batch) -> Float[Array, "B I P"]:
     rows, images = batch.images.shape[:2]
-    if not images:
-        return jnp.zeros((rows, 0, 0))
+    if not images or model.prefix is None:
+        return jnp.zeros((rows, images, 0))
     norms = jnp.linalg.norm(model.embed_images(params, batch.images).astype(jnp.float32), axis=-1)
     shown = jnp.sum(jnp.asarray(batch.tokens) == SLOT, axis=1) // model.prefix_length
     counted = (jnp.arange(images)[None] < shown[:, None]) & jnp.any(jnp.asarray(batch.loss_mask) > 0, axis=1)[:, None]

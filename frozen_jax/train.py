@@ -101,6 +101,7 @@ def choose_loss_options(config: Config) -> LossOptions:
         embedding_noise=config.train.embedding_noise,
         lm_dropout=config.lm.mode != "frozen",
         retrieval_weight=config.retrieval.weight,
+        condition_drop=config.generator.condition_drop if config.generator.name else 0.0,
     )
 
 
@@ -376,7 +377,7 @@ def evaluate(
 ) -> tuple[dict[str, float], Float32[np.ndarray, " n"]]:
     """Returns loss (nats per word), perplexity and next-word accuracy over one pass of `pipeline`.
 
-    Returns also the lengths of all prefix vectors.
+    Of a generator the loss alone, per picture. Returns also the lengths of all prefix vectors.
     """
     step: Callable[..., tuple[LossParts, jax.Array]] = compile_eval_step(model, placement)
     sums, norms = np.zeros(len(LossParts._fields)), [np.zeros(0, np.float32)]
@@ -386,6 +387,8 @@ def evaluate(
         norms.append(lengths[np.isfinite(lengths)])
     loss_sum, words, correct_sum, _ = sums.tolist()
     loss = loss_sum / words
+    if model.generator is not None:
+        return {"loss": loss}, np.concatenate(norms)
     scores = {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),

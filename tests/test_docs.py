@@ -50,13 +50,18 @@ def flags_of():
     with CommandServer() as server:
 
         @functools.cache
-        def read_help(target):
-            done = server.run(target, "--help")
+        def read_help(target, *action):
+            done = server.run(target, *action, "--help")
             assert done.returncode in (0, 1) and "Traceback" not in done.stderr, (target, done.stderr[-500:])
             return done.stdout + done.stderr
 
         def look(target):
-            return set(re.findall(r"(?<![\w-])--(?:\[no\])?(\w+)", read_help(target)))
+            """Flags, of its actions too, but for those of the examples, which are themselves tried."""
+            found = re.search(r"^positional arguments:\n  \{([\w,]+)\}", read_help(target), flags=re.MULTILINE)
+            actions = [[], *([action] for action in (found[1].split(",") if found else ()))]
+            texts = [re.sub(r"example: .*", "", read_help(target, *action), flags=re.DOTALL) for action in actions]
+            described = "\n".join(line for text in texts for line in text.splitlines() if "python -m " not in line)
+            return set(re.findall(r"(?<![\w-])--(?:\[no\])?(\w+)", described))
 
         look.texts = read_help
         yield look

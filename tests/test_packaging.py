@@ -58,6 +58,7 @@ def test_the_core_declares_what_it_imports_and_nothing_else():
     imported.discard("array-record")  # of tensorflow-datasets, where it exists; without it an error says so
     imported -= {"torch", "transformers"}  # an export is compared in them where they are installed
     imported -= declared(PROJECT["optional-dependencies"]["wandb"])  # imported where the config names a project
+    imported -= declared(PROJECT["optional-dependencies"]["demo"])  # imported by the page alone
     imported -= declared(PROJECT["optional-dependencies"]["retrieve"])  # without it a search is exact
     imported.discard("libtpu")  # comes with jax[tpu]; asked for, never imported
     assert imported - core == set(), "imported by the package, not in [project] dependencies"
@@ -68,7 +69,8 @@ def test_tests_declare_what_they_import():
     files = [path for folder in ("tests", "configs", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     own = {"tests", "configs", "benchmarks", "libtpu"}  # libtpu comes with jax[tpu]; asked for, never imported
     modules = set().union(*(imported_modules(path.read_text()) for path in files)) - own
-    extras = declared(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    optional = PROJECT["optional-dependencies"]
+    extras = declared(PROJECT["dependencies"] + optional["test"] + optional["browser"])
     assert find_distributions(modules) - extras == set()
 
 

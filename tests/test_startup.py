@@ -34,8 +34,9 @@ thread.join()
 """
 
 COMPILE = """
-import sys
+import sys, types
 from pathlib import Path
+sys.modules["zstandard"] = types.ModuleType("zstandard")  # installed, as far as JAX can tell, and not to be used
 from frozen_jax.startup import use_compilation_cache
 use_compilation_cache(Path(sys.argv[1]))
 import jax, jax.numpy as jnp
@@ -69,6 +70,12 @@ def test_compiled_programs_are_found_again(tmp_path):
     assert os.stat(directory).st_mode & 0o777 == 0o700
     again, hits = run_python(COMPILE, directory)
     assert again == value and int(hits) > 0
+    for path in directory.glob("*-cache"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    anew, hits = run_python(COMPILE, directory)  # a damaged program is not run
+    assert anew == value and hits == "0"
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702])

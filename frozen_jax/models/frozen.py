@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Key, UInt8
 
 from frozen_jax.batch import PAD, SLOT
+from frozen_jax.models.generator import Generator
 from frozen_jax.models.masks import positions_from_segments, segment_mask
 from frozen_jax.models.pixels import VisionOutput
 from frozen_jax.models.prefix import Prefix
@@ -51,12 +52,14 @@ class FrozenModel:
         vision: encoder (`models.vision`); None for text alone, or where features stand in the place of pictures.
         prefix: pooled feature to P vectors, or None for text alone.
         retrieval: what finds pictures by texts, where it is trained.
+        generator: draws pictures of what the language model has read, or None.
     """
 
     lm: nn.Module
     vision: nn.Module | None = None
     prefix: Prefix | None = None
     retrieval: RetrievalHead | None = None
+    generator: Generator | None = None
 
     @property
     def prefix_length(self) -> int:
@@ -83,6 +86,15 @@ class FrozenModel:
     def init_lm(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters of a language model that is trained from scratch: {"lm": …}."""
         return {"lm": self.lm.init(rng, jnp.zeros((1, 2), jnp.int32))["params"]}
+
+    def init_generator(self, rng: Key[Array, ""]) -> Params:
+        """Draws the parameters of the generator: {"generator": …}, or {} without one."""
+        if self.generator is None:
+            return {}
+        config = self.generator.config
+        hidden = jnp.zeros((1, config.queries, config.lm_width), jnp.float32)
+        noisy = jnp.zeros((1, config.image_size, config.image_size, 3), jnp.float32)
+        return {"generator": self.generator.init(rng, hidden, noisy, method="draw")["params"]}
 
     def embed_images(
         self,
@@ -202,6 +214,59 @@ class FrozenModel:
         """Scores every word at each position."""
         logits = cast(Array, self.lm.apply({"params": _gather_tables(params["lm"])}, hidden, method="logits"))
         return constrain(logits, "logits")
+
+    def condition(self, params: Params, tokens: Int[Array | np.ndarray, "B S"]) -> Float32[Array, "B Q E"]:
+        """Reads texts, with the generator's queries behind them, and returns what the pictures are to follow.
+
+        Args:
+            params: the whole tree.
+            tokens: words, right-padded; no slots.
+        """
+        assert self.generator is not None
+        words = self.embed(params, tokens, None)
+        lengths = jnp.sum(input_mask(tokens), axis=1)
+        embeddings, segments, places = append_queries(words, lengths, params["generator"]["queries"])
+        hidden = self.run_lm(params, embeddings, segments)
+        at_queries = jnp.take_along_axis(hidden, places[:, :, None], axis=1).astype(jnp.float32)
+        generator = {"params": gather(params["generator"])}
+        return cast(Array, self.generator.apply(generator, at_queries, method="read"))
+
+    def no_text(self, params: Params, rows: int) -> Float32[Array, "B Q E"]:
+        """Returns the learned condition that stands for no text at all."""
+        no_text = params["generator"]["no_text"]
+        return jnp.broadcast_to(no_text[None], (rows, *no_text.shape))
+
+    def denoise(
+        self,
+        params: Params,
+        noisy: Float32[Array, "B height width 3"],
+        times: Float32[Array, " B"],
+        condition: Float32[Array, "B Q E"],
+    ) -> Float32[Array, "B height width 3"]:
+        """Names the clean pictures behind noisy ones; see `Generator`."""
+        assert self.generator is not None
+        noisy = constrain(noisy, "pictures")
+        return cast(Array, self.generator.apply({"params": gather(params["generator"])}, noisy, times, condition))
+
+
+def append_queries(
+    embeddings: Float[Array, "B S D"], lengths: Int[Array, " B"], queries: Float[Array, "Q D"]
+) -> tuple[Float[Array, "B S2 D"], Int[Array, "B S2"], Int[Array, "B Q"]]:
+    """Puts queries right behind each row's words, where the row is Q positions longer than before.
+
+        lengths 2, Q = 2        w w .      →   w w q_0 q_1 .     segments  1 1 1 1 0     places  2 3
+
+    Returns:
+        The embeddings, the segments that `FrozenModel.run_lm` takes, and where the queries are.
+    """
+    positions, count = embeddings.shape[1], len(queries)
+    steps = jnp.arange(positions + count)[None, :]
+    behind = steps - lengths[:, None]
+    padded = jnp.pad(embeddings, ((0, 0), (0, count), (0, 0)))
+    placed = jnp.take(queries.astype(embeddings.dtype), jnp.clip(behind, 0, count - 1), axis=0)
+    mixed = jnp.where(((behind >= 0) & (behind < count))[:, :, None], placed, padded)
+    segments = (behind < count).astype(jnp.int32)
+    return mixed, segments, lengths[:, None] + jnp.arange(count)[None, :]
 
 
 def _gather_tables(lm: Params) -> Params:

@@ -9,9 +9,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from frozen_jax.config import Config
 from frozen_jax.errors import UserError
 from frozen_jax.export.card import write_card
 from frozen_jax.export.check import check_round_trip, compare_with_torch, has_torch
+from frozen_jax.export.generator import (
+    check_generator_round_trip,
+    compare_generators,
+    widen_generator,
+    write_generator,
+)
 from frozen_jax.export.write import PROGRAM, new_directory, widen, write_encoder, write_pytorch, write_stablehlo
 from frozen_jax.restore import load_run, read_run
 
@@ -44,6 +51,8 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
         changed = "int8 kernels" if config.lm.weights == "int8" else "adapted kernels" if config.lm.lora_rank else ""
         if not with_lm and changed:
             raise UserError(f"--no_lm: the run computed with {changed}, not with the published ones; export them too")
+        if config.generator.name:
+            return _export_generator(config, workdir, directory, out, layout=layout, with_lm=with_lm)
         model = widen(load_run(workdir))
         if layout in ("torchvision", "clip"):
             write_encoder(model, directory, layout=layout)
@@ -65,6 +74,21 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
             f"{out}: read back by frozen_jax, every parameter bit for bit; in PyTorch {result.equal_texts} of "
             f"{result.prompts} greedy texts equal, logits differ by at most {result.logit_difference:.1e}"
         )
+
+
+def _export_generator(config: Config, workdir: Path, directory: Path, out: Path, *, layout: str, with_lm: bool) -> str:
+    if layout != "pytorch" or not with_lm:
+        raise UserError(f"{workdir} holds a picture generator, which --format=pytorch exports as a whole; drop --no_lm")
+    model = widen_generator(load_run(workdir))
+    write_generator(model, config, directory)
+    check_generator_round_trip(model, directory)
+    if not has_torch():
+        return f"{out}: read back, every parameter bit for bit; NOT compared with PyTorch, which is not installed here"
+    result = compare_generators(model, config, directory)
+    return (
+        f"{out}: read back, every parameter bit for bit; in PyTorch velocities differ by at most "
+        f"{result.velocity:.1e}, pictures from the same noise by at most {result.pixels} of 255 grey levels"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

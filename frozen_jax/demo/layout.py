@@ -1,0 +1,278 @@
+"""How the page looks and what its buttons do, in Gradio. What is answered is in `answers.py`.
+
+Whatever a person or a model wrote is hostile text: it goes through `page.escape`, or into components that do so.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from frozen_jax.data.images import FORMATS, ImageError, ImageOptions
+from frozen_jax.demo.answers import ALTERNATIVES, LONGEST, Answer, Demo, Ranking
+from frozen_jax.demo.examples import Example
+from frozen_jax.errors import UserError
+from frozen_jax.page import draw_picture, escape
+
+STYLE = Path(__file__).parent.parent / "assets" / "demo.css"
+DROP = "Drop a picture, or click"
+SHOTS = 4
+SHOWN = 12
+"""Pictures of a ranking."""
+_REASONS = {
+    "missing": "The picture is no longer here. Please upload it again.",
+    "empty": "This file is empty. Please choose another one.",
+    "not a picture": f"This file is not a picture that can be opened. Please use {', '.join(FORMATS)}.",
+    "damaged": "This picture is damaged or was cut off. Please choose another one.",
+    "too many pixels": "This picture has too many pixels. Please make it smaller.",
+    "unsupported pixels": "The pixels of this picture have no usual range. Please save it with 8 or 16 bits.",
+}
+
+
+def build_page(gr: Any, demo: Demo, examples: Sequence[Example], *, stored_s: int) -> Any:
+    """Builds the page.
+
+    Args:
+        gr: the module `gradio`.
+        demo: what answers.
+        examples: pictures to try.
+        stored_s: seconds after which uploads are deleted.
+
+    Returns:
+        `gradio.Blocks`, not launched.
+    """
+
+    def picture(**options: Any) -> Any:
+        fixed = {"sources": ["upload"], "type": "filepath", "image_mode": None, "buttons": []}
+        shown = gr.Image(**{"label": "Picture", "height": 260, "placeholder": DROP, **fixed, **options})
+        # Gradio would open the file with all of Pillow's formats; the project's reader gets it as it came. Not by a
+        # class of its own: Gradio writes a stub file beside the source of each.
+        shown.preprocess = lambda payload: None if payload is None else Path(payload.path)
+        return shown
+
+    def on(trigger: Callable[..., Any] | list[Callable[..., Any]], call: Any, inputs: list[Any], output: Any) -> None:
+        """One thing computes at a time, whoever asked; nothing is offered to programs."""
+        gr.on(
+            trigger,
+            call,
+            inputs,
+            output,
+            concurrency_id="model",
+            concurrency_limit=1,
+            api_visibility="private",
+            show_progress="minimal",
+            trigger_mode="always_last",
+        )
+
+    paths = [str(example.path) for example in examples]
+
+    def offer(target: Any) -> None:
+        """Pictures to try. Not `gr.Examples`, which puts another component in the place of `target`."""
+        samples = gr.Dataset(
+            components=[target], samples=[[path] for path in paths], type="index", label="Or try one of these"
+        )
+        samples.click(lambda index: paths[index], samples, target, api_visibility="private", show_progress="hidden")
+
+    with gr.Blocks(title=f"{demo.name} · frozen_jax", analytics_enabled=False, delete_cache=(60, stored_s)) as page:
+        gr.HTML(_header(demo), padding=False)
+        with gr.Tab("Caption", id="caption"), gr.Row(elem_classes="pair"):
+            with gr.Column(min_width=280):
+                shown = picture(elem_id="caption-picture")
+                offer(shown)
+            with gr.Column(min_width=280):
+                caption = gr.HTML(_hint("The caption appears here."), elem_id="caption-answer", padding=False)
+            on(
+                shown.change,
+                _safely(lambda given: _draw_answer(demo.caption(given), demo), idle=True),
+                [shown],
+                caption,
+            )
+        with gr.Tab("Ask", id="ask"), gr.Row(elem_classes="pair"):
+            with gr.Column(min_width=280):
+                asked = picture(elem_id="ask-picture")
+                offer(asked)
+            with gr.Column(min_width=280):
+                question = gr.Textbox(
+                    label="Question", placeholder="what color is the shape?", max_length=LONGEST, elem_id="ask-question"
+                )
+                ask = gr.Button("Ask", variant="primary", elem_id="ask-button")
+                answer = gr.HTML(_hint("The answer appears here."), elem_id="ask-answer", padding=False)
+            on(
+                [ask.click, question.submit],
+                _safely(lambda given, text: _draw_answer(demo.ask(given, text), demo)),
+                [asked, question],
+                answer,
+            )
+        with gr.Tab("Few-shot", id="few-shot"):
+            _add_few_shot(gr, demo, examples, picture, on)
+        if demo.gallery:
+            with gr.Tab("Gallery", id="gallery"):
+                gr.Markdown(f"{len(demo.gallery)} pictures, ranked by how probable each makes your words.")
+                with gr.Row(elem_classes="line"):
+                    text = gr.Textbox(
+                        show_label=False,
+                        container=False,
+                        placeholder="a red circle",
+                        max_length=LONGEST,
+                        elem_id="gallery-text",
+                        scale=5,
+                    )
+                    find = gr.Button("Search", variant="primary", elem_id="gallery-button", scale=1, min_width=120)
+                found = gr.HTML(_hint("The pictures appear here."), elem_id="gallery-answer", padding=False)
+                on(
+                    [find.click, text.submit],
+                    _safely(lambda wanted: _draw_ranking(demo.retrieve(wanted), demo)),
+                    [text],
+                    found,
+                )
+    return page
+
+
+def make_theme(gr: Any) -> Any:
+    """Returns Gradio's plain theme with the system's fonts; its own ones come from elsewhere."""
+    font = gr.themes.Font
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.stone,
+        font=[font(name) for name in ("system-ui", "Segoe UI", "Roboto", "sans-serif")],
+        font_mono=[font(name) for name in ("ui-monospace", "Menlo", "monospace")],
+    )
+    return theme.set(body_text_color_subdued="#57534e", body_text_color_subdued_dark="#a8a29e")
+
+
+def _add_few_shot(
+    gr: Any, demo: Demo, examples: Sequence[Example], picture: Callable[..., Any], on: Callable[..., None]
+) -> None:
+    gr.Markdown("Show pictures with words, then a last picture with words that the model continues.")
+    shots = []
+    with gr.Row(elem_classes="shots"):
+        for number in range(1, SHOTS + 1):
+            with gr.Column(min_width=150):
+                shot = picture(
+                    label=f"Example {number}", height=150, placeholder="Picture", elem_id=f"shot-{number}-picture"
+                )
+                words = gr.Textbox(
+                    show_label=False,
+                    container=False,
+                    placeholder="This is a dax." if number % 2 else "This is a blicket.",
+                    max_length=LONGEST,
+                    elem_id=f"shot-{number}-words",
+                )
+                shots += [shot, words]
+    with gr.Row(elem_classes="pair"):
+        with gr.Column(min_width=280):
+            last = picture(label="Asked about", height=200, elem_id="last-picture")
+            words = gr.Textbox(
+                label="Words that the model continues",
+                placeholder="This is a",
+                max_length=LONGEST,
+                elem_id="last-words",
+            )
+        with gr.Column(min_width=280):
+            alternatives = gr.Textbox(
+                label="Alternatives, separated by commas",
+                info=f"Optional, at most {ALTERNATIVES}. The model's own answer is compared with them.",
+                placeholder="dax, blicket",
+                max_length=LONGEST,
+                elem_id="alternatives",
+            )
+            with gr.Row():
+                fill = gr.Button("Example", min_width=140, elem_id="few-shot-fill")
+                go = gr.Button("Continue", variant="primary", min_width=140, elem_id="few-shot-button")
+            answer = gr.HTML(_hint("The answer appears here."), elem_id="few-shot-answer", padding=False)
+    fields = [*shots, last, words, alternatives]
+    filled = make_few_shot(examples)
+    fill.click(lambda: filled, None, fields, api_visibility="private", show_progress="hidden")
+
+    def call(*given: Any) -> str:
+        *pairs, shown, asked, wanted = given
+        made = demo.continue_prompt(list(zip(pairs[::2], pairs[1::2], strict=True)), shown, asked, wanted)
+        return _draw_answer(made, demo, verbatim=True)
+
+    on([go.click], _safely(call), fields, answer)
+
+
+def make_few_shot(examples: Sequence[Example]) -> list[str | None]:
+    """Returns what fills the tab's fields: pictures with their captions, another picture, no words, alternatives."""
+    *shown, asked = examples[: min(len(examples), SHOTS)]
+    fields: list[str | None] = []
+    for path, caption in shown:
+        fields += [str(path), f"{caption.rstrip('.')}."]
+    fields += [None, ""] * (SHOTS - len(shown))
+    return [*fields, str(asked.path), "", ", ".join(one.caption for one in examples)]
+
+
+def _safely(call: Callable[..., str], *, idle: bool = False) -> Callable[..., str]:
+    """What a person can mend is said in the page; what else goes wrong is the operator's, with its traceback.
+
+    Args:
+        call: makes the answer.
+        idle: no picture is no mistake: it was taken away.
+    """
+
+    def answer(*given: Any) -> str:
+        if idle and given == (None,):
+            return _hint("The caption appears here.")
+        try:
+            return call(*given)
+        except ImageError as error:
+            return _note(_REASONS[error.reason])
+        except UserError as error:
+            return _note(str(error))
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            return _note("Something went wrong on this side. Whoever runs the page finds the reason in its log.")
+
+    return answer
+
+
+def _header(demo: Demo) -> str:
+    return f'<header class="head"><h1>{escape(demo.name)}</h1><p>{escape(demo.describe())}</p></header>'
+
+
+def _hint(words: str) -> str:
+    return f'<div class="card hint" role="status">{escape(words)}</div>'
+
+
+def _note(words: str) -> str:
+    return f'<div class="card note" role="alert">{escape(words)}</div>'
+
+
+def _took(made: Answer | Ranking, demo: Demo) -> str:
+    compiled = f", of these {made.compile_s:.2f} s compiling for this length" if made.compile_s > 0.05 else ""
+    return f'<p class="took">{made.seconds:.2f} s on {escape(demo.device)}{compiled}</p>'
+
+
+def _draw_answer(made: Answer, demo: Demo, *, verbatim: bool = False) -> str:
+    text = f"<bdi>{escape(made.text)}</bdi>" if made.text else '<span class="faint">(nothing)</span>'
+    bars = "".join(
+        f'<li><span class="name"><bdi>{escape(name)}</bdi></span>'
+        f'<span class="track"><i style="width: {100 * share:.1f}%"></i></span>'
+        f'<span class="value">{100 * share:.1f} %</span></li>'
+        for name, _, share in made.alternatives
+    )
+    if bars:
+        held = sum(probability for _, probability, _ in made.alternatives)
+        bars = (
+            f'<ul class="bars">{bars}</ul><p class="took">Shares among these; together the model gives them '
+            f"{100 * min(held, 1):.2g} % of all that could follow.</p>"
+        )
+    read = f"<details><summary>What the model read</summary><pre>{escape(made.prompt)}</pre></details>"
+    shown = f'<p class="text">{text}</p>{bars}{_took(made, demo)}{read if verbatim else ""}'
+    return f'<div class="card" role="status">{shown}</div>'
+
+
+def _draw_ranking(made: Ranking, demo: Demo) -> str:
+    options = ImageOptions(160, fit=demo.model.images.fit, max_pixels=demo.model.images.max_pixels)
+    figures = "".join(
+        f"<figure>{draw_picture(demo.gallery[row], options)}"
+        f"<figcaption><b>{place}</b><bdi>{escape(demo.gallery[row].name)}</bdi><span>{score:+.2f}</span></figcaption></figure>"
+        for place, (row, score) in enumerate(zip(made.rows[:SHOWN], made.scores, strict=False), 1)
+    )
+    words = (
+        "Numbers: how much more probable the words are after this picture than after an average one, in nats per token."
+    )
+    return f'<div role="status"><div class="found">{figures}</div>{_took(made, demo)}<p class="took">{words}</p></div>'

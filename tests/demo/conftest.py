@@ -1,0 +1,43 @@
+"""One random two-layer model for all tests of the page, as a workdir and opened."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from frozen_jax.config import default_config
+from frozen_jax.demo.answers import open_demo
+from tests.export.cases import save_run
+
+
+@pytest.fixture(scope="session")
+def workdir(tiny_lm, tmp_path_factory):
+    """Untrained, with a prefix as large as words, so that pictures matter."""
+    config = default_config()
+    config.lm.path = str(tiny_lm)
+    config.vision.name = "nf_resnet_small"
+    config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
+    config.prefix.layer_norm = config.data.bos = True
+    config.data.train = config.data.validation = "fake:8"
+    config.data.image.size = 16
+    config.data.question_format = " Q: {question} A:"
+    config.evaluate.max_new_tokens = 6
+    directory = tmp_path_factory.mktemp("demo") / "a_model"
+    save_run(config, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Four files of random pixels, and two that are no pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(4):
+        pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{seed}.png")
+    (folder / "4.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (folder / "5.txt").write_text("words")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo(workdir, pictures):
+    return open_demo(workdir, gallery=pictures)

@@ -1,0 +1,73 @@
+"""A generator in PyTorch against the one here: every bit, velocities, pictures from the same noise; and none else's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from frozen_jax.api import Model
+from frozen_jax.config import from_config_dict
+from frozen_jax.data.images import ImageOptions
+from frozen_jax.errors import UserError
+from frozen_jax.export.generator import (
+    check_generator_round_trip,
+    compare_generators,
+    widen_generator,
+    write_generator,
+)
+from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.generator import Generator, GeneratorConfig
+from frozen_jax.models.lm import build_lm, lm_config_from_hf
+from frozen_jax.tokenizer import Tokenizer
+from frozen_jax.tools.export import main
+from tests.export.cases import LMS, SIDE, draw, save_run
+
+
+def build_generator_model(lm, tokenizer_directory):
+    """A random model: a fresh generator names nothing, whatever its weights."""
+    config = lm_config_from_hf(LMS[lm])
+    sizes = GeneratorConfig(
+        image_size=SIDE,
+        patch_size=4,
+        width=16,
+        layers=2,
+        heads=2,
+        queries=3,
+        embed_width=config.embed_width,
+        lm_width=config.width,
+        embedding_rms=0.31,
+    )
+    network = FrozenModel(build_lm(config), generator=Generator(sizes))
+    shapes = jax.eval_shape(lambda key: {**network.init_lm(key), **network.init_generator(key)}, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf) * 0.5, draw(shapes))
+    return Model(network, params, Tokenizer.from_directory(tokenizer_directory), ImageOptions(size=SIDE), bos=True)
+
+
+@pytest.mark.parametrize("lm", ["gpt2", "opt"])
+def test_velocities_and_pictures_are_equal(lm, tiny_config, tiny_lm, tmp_path):
+    config = from_config_dict(tiny_config)
+    model = widen_generator(build_generator_model(lm, tiny_lm))
+    write_generator(model, config, tmp_path)
+    check_generator_round_trip(model, tmp_path)
+    result = compare_generators(model, config, tmp_path)
+    assert result.velocity <= 1e-4 and result.pixels <= 1 and result.deviation > 0.5
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "queries": weights["queries"] + np.float32(0.05)}, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match="1 parameters differ, such as generator/queries"):
+        check_generator_round_trip(model, tmp_path)
+    with pytest.raises(UserError, match="PyTorch disagrees: velocities differ"):
+        compare_generators(model, config, tmp_path)
+
+
+def test_the_tool_exports_a_run_and_refuses_what_does_not_fit(tiny_config, tmp_path, capsys):
+    tiny_config.vision.name, tiny_config.vision.options = "", {}
+    tiny_config.generator.update({"name": "dit", "width": 16, "layers": 1, "heads": 2})
+    save_run(tiny_config, tmp_path / "w")
+    words = [f"--workdir={tmp_path / 'w'}", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        main([*words, "--format=stablehlo"])
+    assert "holds a picture generator, which --format=pytorch exports" in capsys.readouterr().err
+    main(words)
+    assert "every parameter bit for bit; in PyTorch velocities differ by at most" in capsys.readouterr().out
+    assert (tmp_path / "out" / "modeling_generator.py").is_file()

@@ -1,0 +1,44 @@
+"""The figures of drawn pictures by hand, and a reader that reads and can be wrong."""
+
+import numpy as np
+import pytest
+
+from frozen_jax.data.fake import FakeSource
+from frozen_jax.metrics.frechet import frechet_distance
+from frozen_jax.tasks.generate import find_nearest, score_tags
+from frozen_jax.tasks.reader import train_reader
+
+
+def test_frechet_distance_by_hand():
+    """Of normal distributions on axes of their own: squared distance of means plus that of standard deviations."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 3))
+    features = (features - features.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(features, rowvar=False))).T
+    other = features * np.array([2.0, 1.0, 3.0]) + np.array([1.0, 0.0, -2.0])
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(features, other) == pytest.approx(1 + 4 + 1 + 4, rel=1e-6)
+    assert frechet_distance(other, features) == pytest.approx(10, rel=1e-6)
+
+
+def test_tags_are_scored_each_and_all_together():
+    read = [("red", "top"), ("red", "left"), ("blue", "top"), ("blue", "left")]
+    asked = [("red", "top"), ("red", "top"), ("red", "top"), ("red", "top")]
+    assert score_tags(read, asked, ("colour", "place")) == {"colour": 50.0, "place": 50.0, "accuracy": 25.0}
+
+
+def test_nearest_pictures_by_root_mean_square():
+    training = np.stack([np.full((2, 2, 3), grey, np.uint8) for grey in (0, 100, 200, 250)])
+    order, distances = find_nearest(training[[2]] - np.uint8(10), training)
+    assert order.tolist() == [[2, 3, 1]]
+    np.testing.assert_allclose(distances, [[10, 60, 90]], atol=0.1)
+
+
+def test_a_reader_reads_pictures_that_it_has_not_seen_and_is_the_same_twice():
+    records = [FakeSource(256).record(index) for index in range(256)]
+    pictures, tags = np.stack([record.image for record in records]), [record.tags for record in records]
+    readers = [train_reader(pictures[:192], tags[:192], steps=60, seed=0) for _ in range(2)]
+    one, two = (reader.read(pictures[192:], batch_size=64) for reader in readers)
+    assert one.tags == two.tags and np.array_equal(one.features, two.features)
+    assert score_tags(one.tags, tags[192:], ("colour", "place"))["accuracy"] > 80
+    black = readers[0].read(np.zeros_like(pictures[192:]), batch_size=64)
+    assert score_tags(black.tags, tags[192:], ("colour", "place"))["accuracy"] < 30

@@ -1,0 +1,299 @@
+"""A generator from training to PNG files and figures: the loss by hand, freezing proved, bits twice, helpful errors."""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from ml_collections import ConfigDict
+
+from frozen_jax.batch import PAD, Batch
+from frozen_jax.build import build_towers
+from frozen_jax.config import Config, GeneratorSettings, default_config, from_config_dict, identify
+from frozen_jax.errors import UserError
+from frozen_jax.flow import scale_pixels, spread_times, weigh
+from frozen_jax.language_model import fingerprint_params
+from frozen_jax.optim import list_label_rules, make_optimiser
+from frozen_jax.restore import load
+from frozen_jax.run import run
+from frozen_jax.sharding_rules import list_sharding_rules
+from frozen_jax.state import TrainState, flatten, match_rules, merge, split
+from frozen_jax.steps import LossOptions, choose_loss, make_train_step, picture_loss
+from frozen_jax.tools.generate_image import main
+
+TEXT = "a red patch at the top"
+
+measure = jax.jit(picture_loss, static_argnums=1, static_argnames="options")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def least_compile_effort():
+    """These tests compile more than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def make_config(tiny_lm) -> ConfigDict:
+    config = default_config()
+    config.lm.path = str(tiny_lm)
+    config.generator.update({"name": "dit", "queries": 2, "width": 16, "layers": 2, "heads": 2})
+    config.data.update({"train": "fake:48", "validation": "fake:10", "max_tokens": 40, "bos": True})
+    config.data.image.size = 16
+    config.optim.learning_rate = 1e-2
+    config.train.update({"steps": 4, "batch_size": 8, "log_every": 2, "evaluate_every": 2})
+    config.checkpoint.every = 2
+    config.mesh.data = 1
+    config.evaluate.update({"task": "generate", "batch_size": 8})
+    config.evaluate.generate.update({"tags": ("colour", "place"), "reader_steps": 30, "steps": 2})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_lm, tmp_path_factory):
+    """A finished run, its workdir and its report."""
+    config = from_config_dict(make_config(tiny_lm))
+    directory = tmp_path_factory.mktemp("generator") / "w"
+    return config, directory, run(config, directory, mode="train")
+
+
+@pytest.fixture(scope="module")
+def model(finished):
+    return load(finished[1])
+
+
+@pytest.fixture(scope="module")
+def read(model):
+    """Function from tokens to conditions."""
+    condition = jax.jit(model.network.condition)
+    return lambda tokens: condition(model.params, tokens)
+
+
+def make_batch(seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (4, 1, 16, 16, 3), np.uint8)
+    tokens = np.array([[0, 5, 7, 0, PAD], [0, 9, 0, PAD, PAD], [0, 5, 5, 5, 0], [0, 5, 0, PAD, PAD]], np.int32)
+    mask = (tokens > 0).astype(np.float32)
+    mask[3] = 0  # filling
+    return Batch(*map(jnp.asarray, (images, tokens, mask, np.arange(4, dtype=np.int32))))
+
+
+def train_steps(config, towers, count, *, lm_trains):
+    """Steps of the real training function with the language model on either side; (before, frozen, state)."""
+    params = merge(towers.trainable, towers.frozen)
+    rules = list_label_rules(params, lm_trains=lm_trains)
+    trainable, frozen = split(params, match_rules(params, rules, what="test"))
+    optimiser = make_optimiser(dataclasses.replace(config.optim, clip_norm=1.0, weight_decay=0.1), rules, steps=count)
+    step = jax.jit(make_train_step(towers.model, optimiser, accumulate=1, options=LossOptions(condition_drop=0.4)))
+    state = TrainState(trainable, optimiser.init(trainable))
+    for number in range(count):
+        state, metrics = step(state, frozen, make_batch(number), jax.random.key(number))
+    assert set(metrics) == {"loss", "grad_norm"} and math.isfinite(metrics["loss"])
+    return trainable, frozen, state
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_lm):
+    """Three steps with the language model frozen and three with it trainable."""
+    config = from_config_dict(make_config(tiny_lm))
+    towers = build_towers(config)
+    return {lm_trains: train_steps(config, towers, 3, lm_trains=lm_trains) for lm_trains in (False, True)}
+
+
+def lm_is_unchanged(trainable, frozen, state):
+    before, after = merge(trainable, frozen)["lm"], merge(state.trainable, frozen)["lm"]
+    return fingerprint_params(before) == fingerprint_params(after)
+
+
+def optimiser_ignores_lm(trainable, frozen, state):
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    assert any("generator" in path for path in paths)
+    return not any("'lm'" in path for path in paths)
+
+
+@pytest.mark.parametrize("holds", [lm_is_unchanged, optimiser_ignores_lm])
+def test_freezing_holds_and_its_check_can_fail(trained, holds):
+    assert holds(*trained[False])
+    assert not holds(*trained[True])
+
+
+def test_every_trainable_leaf_moves_and_all_of_them_are_the_generators(trained):
+    """Queries and the vector for no text among them: the gradient reaches the former through the frozen model."""
+    before, _, state = trained[False]
+    assert list(before) == ["generator"]
+    after = flatten(state.trainable)
+    assert not [path for path, leaf in flatten(before).items() if np.array_equal(leaf, after[path])]
+
+
+def test_no_rule_takes_what_it_does_not_name(model):
+    """Neither freezing nor sharding has a catch-all that would swallow a misspelt tower or leaf."""
+    rules = list_label_rules(model.params, lm_trains=False)
+    sharding = list_sharding_rules(model.network, model.params)
+    match_rules(model.params, sharding, what="sharding")
+    with pytest.raises(UserError, match="no rule covers parameter 'generater/"):
+        match_rules({**model.params, "generater": model.params["generator"]}, rules, what="freezing")
+    odd = {**model.params, "generator": {**model.params["generator"], "quarries": 0}}
+    with pytest.raises(UserError, match="no rule covers parameter 'generator/quarries'"):
+        match_rules(odd, sharding, what="sharding")
+
+
+def test_loss_by_hand(model, read):
+    """Error of the named picture, weighed into one of the velocity; the row without a word to predict is filling."""
+    batch, network, params = make_batch(), model.network, model.params
+    assert choose_loss(network) is picture_loss
+    parts = measure(params, network, batch)
+    pictures, times = scale_pixels(batch.images[:, 0]), spread_times(0.5, count=4)
+    noise = jax.random.normal(jax.random.split(jax.random.key(0), 3)[0], pictures.shape)
+    share = times[:, None, None, None]
+    denoise = jax.jit(network.denoise)
+    named = denoise(params, share * pictures + (1 - share) * noise, times, read(batch.tokens))
+    errors = np.asarray(weigh(times)) * np.mean(np.square(named - pictures), axis=(1, 2, 3))
+    np.testing.assert_allclose(parts.loss_sum, errors[:3].sum(), rtol=1e-5)
+    assert parts.words == 3
+
+
+def test_the_condition_is_the_text_and_nothing_else(read):
+    """More padding changes nothing; another word does, in its own row alone."""
+    tokens = jnp.asarray(make_batch().tokens)
+    found = read(tokens)
+    assert found.shape == (4, 2, 16)
+    np.testing.assert_allclose(read(jnp.pad(tokens, ((0, 0), (0, 3)), constant_values=PAD)), found, atol=1e-5)
+    other = read(tokens.at[0, 1].set(6))
+    assert jnp.abs(other[0] - found[0]).max() > 1e-3
+    np.testing.assert_allclose(other[1:], found[1:], atol=1e-6)
+
+
+def test_dropped_texts_are_told_nothing(model):
+    """With nearly all texts dropped the gradient of the queries is nearly gone, that of `no_text` is not."""
+
+    def gradient(drop):
+        def loss(params):
+            rng, options = jax.random.key(1), LossOptions(condition_drop=drop)
+            return picture_loss(params, model.network, make_batch(), rng=rng, options=options).loss_sum
+
+        found = jax.jit(jax.grad(loss))(model.params)["generator"]
+        return jnp.abs(found["queries"]).max(), jnp.abs(found["no_text"]).max()
+
+    told, untold = gradient(0.0), gradient(0.999999)
+    assert told[0] > 0 and told[1] == 0
+    assert untold[0] == 0 and untold[1] > 0
+
+
+def test_same_seed_same_bits(model):
+    first = model.draw([TEXT, TEXT, None], steps=2, seed=1)
+    assert first.shape == (3, 16, 16, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(model.draw([TEXT, TEXT, None], steps=2, seed=1), first)
+    assert not np.array_equal(first[0], first[1]), "the same text in another place has its own noise"
+    assert not np.array_equal(model.draw([TEXT, TEXT, None], steps=2, seed=2), first)
+
+
+def test_draw_refuses(model):
+    for texts, options, message in (
+        ([" "], {}, "a text is empty"),
+        (TEXT, {}, "give a list of texts"),
+        (["red " * 70], {}, "room for 62 before the 2 queries"),
+        ([TEXT], {"steps": 0}, "steps = 0 must be at least 1"),
+        ([TEXT], {"guidance": -1.0}, "guidance = -1.0 must not be negative"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.draw(texts, **options)
+    without = dataclasses.replace(model, network=dataclasses.replace(model.network, generator=None))
+    with pytest.raises(UserError, match="draws no pictures"):
+        without.draw([TEXT])
+
+
+def test_tool_writes_the_same_files_twice_and_never_over_others(finished, tmp_path, capsys):
+    command = [f"--workdir={finished[1]}", f"--out={tmp_path / 'pictures'}", "--count=2", "--steps=2"]
+    main([*command, TEXT, "a blue patch"])
+    names = capsys.readouterr().out.split()
+    assert [name.rsplit("/", 1)[1] for name in names] == [
+        "a_red_patch_at_the_top_0.png",
+        "a_red_patch_at_the_top_1.png",
+        "a_blue_patch_0.png",
+        "a_blue_patch_1.png",
+    ]
+    first = [pathlib.Path(name).read_bytes() for name in names]
+    assert len(set(first)) == 4 and PIL.Image.open(names[0]).size == (16, 16)
+    with pytest.raises(SystemExit):
+        main([*command, "a blue patch"])
+    assert "a_blue_patch_0.png is there already; name another --out" in capsys.readouterr().err
+    main([*command, "--overwrite", TEXT, "a blue patch"])
+    assert [pathlib.Path(name).read_bytes() for name in names] == first
+
+
+def test_tool_errors_are_one_line(finished, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for words, message in (
+        ([f"--workdir={tmp_path}", TEXT], "holds no run"),
+        ([f"--workdir={finished[1]}", "--count=0", TEXT], "--count=0 must be at least 1"),
+        ([f"--workdir={finished[1]}", f"--out={tmp_path}", " "], "say what to draw, for example 'a red circle'"),
+        ([f"--workdir={finished[1]}", "red", "red"], "two texts would both be written to red_0.png"),
+        ([f"--workdir={finished[1]}", f"--out={tmp_path / 'file'}", TEXT], "cannot be written"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown = capsys.readouterr().err
+        assert message in shown and shown.startswith("error: ") and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("generator.patch_size", 5, "patches must fill the picture of data.image.size=16"),
+        ("generator.width", 18, "a positive multiple of 4 and of generator.heads=2"),
+        ("generator.queries", 0, "it must be at least 1"),
+        ("generator.condition_drop", 1.0, "guidance has nothing to compare with"),
+        ("vision.name", "vit", "has no use for this; set it to ''"),
+        ("data.pack", 2, "has no use for this; set it to 1"),
+        ("evaluate.blind_control", True, "has no use for this; set it to False"),
+        ("evaluate.task", "caption", "only a generator draws pictures, and it does nothing else"),
+        ("evaluate.generate.guidance", -1.0, "it must not be negative"),
+        ("evaluate.generate.steps", 0, "it must be at least 1"),
+    ],
+)
+def test_config_errors(tiny_lm, name, value, message):
+    config = make_config(tiny_lm)
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=message):
+        from_config_dict(config)
+
+
+def test_queries_that_do_not_fit_the_positions(tiny_lm):
+    config = make_config(tiny_lm)
+    config.generator.queries = 30
+    with pytest.raises(UserError, match="queries is 30, behind texts of up to 40 tokens, and .* has 64 positions"):
+        build_towers(from_config_dict(config))
+
+
+def test_a_run_without_a_generator_is_still_the_run_that_it_was():
+    config = Config()
+    assert "generator" not in identify(config)
+    assert "generator" in identify(dataclasses.replace(config, generator=GeneratorSettings(name="dit")))
+
+
+def test_report_has_every_view_with_its_controls(finished):
+    """Of an untrained generator: figures are there, and the reader reads real pictures better than drawn ones."""
+    _, directory, report = finished
+    figures = report["generate"]
+    assert figures["n"] == 10 and figures["source"] == "fake:10" and figures["text"].startswith("a ")
+    for name in ("seeing", "shuffled", "blind", "real"):
+        assert all(0 <= figures[name][tag] <= 100 for tag in ("colour", "place", "accuracy")), name
+    assert figures["real"]["accuracy"] > figures["seeing"]["accuracy"]
+    assert figures["real"]["frechet"] < figures["seeing"]["frechet"]
+    # The validation records of this synthetic source are training records too: repeated pictures show as 0.
+    assert figures["seeing"]["nearest_train_rms"] > 1 and figures["real"]["nearest_train_rms"] == 0
+    assert 0 < figures["chance"] < 50
+    assert report["frozen"]["lm_sha256_before"] == report["frozen"]["lm_sha256_after"]
+    for name in ("generated.png", "neighbours.png", "report.html"):
+        assert (directory / name).stat().st_size > 1000
+
+
+def test_records_without_the_named_tags_are_refused(finished):
+    config, directory, _ = finished
+    tags = dataclasses.replace(config.evaluate.generate, tags=("colour",))
+    other = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, generate=tags))
+    with pytest.raises(UserError, match="0 of the 10 records of fake:10 have a caption and tags at the places"):
+        run(other, directory, mode="eval")
