@@ -46,7 +46,7 @@ from frozen_jax.prompt import (
     name_picture,
 )
 from frozen_jax.prompt_batches import Encoded, PromptBatch, fill_up, find_query, make_batches
-from frozen_jax.scoring import map_texts, pool_states, score_continuations
+from frozen_jax.scoring import map_images, map_texts, pool_images, pool_states, score_continuations
 from frozen_jax.sharding import find_row_sharding
 from frozen_jax.state import Params
 from frozen_jax.stopping import Completion, StopRule
@@ -66,20 +66,6 @@ def _embed_images(
     network: FrozenModel, params: Params, images: UInt8[Array | np.ndarray, "B 1 height width 3"]
 ) -> Float32[Array, "B P D"]:
     return network.embed_images(params, images)[:, 0].astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _pool_images(
-    network: FrozenModel, params: Params, images: UInt8[Array | np.ndarray, "B 1 height width 3"]
-) -> Float32[Array, "B E"]:
-    return network.pool_images(params, images)[:, 0].astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _map_images(
-    network: FrozenModel, params: Params, images: UInt8[Array | np.ndarray, "B 1 height width 3"]
-) -> Float32[Array, "B W"]:
-    return network.map_images(params, network.pool_images(params, images)[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -311,7 +297,7 @@ class Model:
             UserError: the model was not trained for retrieval, or a picture cannot be opened.
         """
         network = self._check_retrieval()
-        return self._look(images, _map_images, (network.retrieval.width if network.retrieval else 0,))
+        return self._look(images, map_images, (network.retrieval.width if network.retrieval else 0,))
 
     def encode_image(self, images: Sequence[Picture] | UInt8[np.ndarray, "R h w 3"]) -> Float32[np.ndarray, "R E"]:
         """Returns the encoder's pooled features, for heads of one's own (`heads.py`).
@@ -320,7 +306,7 @@ class Model:
             UserError: as `embed_image`.
         """
         vision: Any = self._check_vision().vision
-        return self._look(images, _pool_images, (vision.width,))
+        return self._look(images, pool_images, (vision.width,))
 
     def _check_vision(self) -> FrozenModel:
         if self.network.prefix is None:
