@@ -27,7 +27,6 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from frozen_jax.answers import Answers, answer_batches
 from frozen_jax.batch import PAD
-from frozen_jax.data.folders import PICTURES
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.records import FileSlice
 from frozen_jax.decode import DecodeConfig, generate, prepare_decoding
@@ -36,9 +35,18 @@ from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.prefill import Beginning
 from frozen_jax.processes import deal
-from frozen_jax.prompt import EOS, Image, Prompt, PromptRows, check_room, encode_prompt
+from frozen_jax.prompt import (
+    EOS,
+    Image,
+    Prompt,
+    PromptRows,
+    check_room,
+    check_text,
+    encode_prompt,
+    name_picture,
+)
 from frozen_jax.prompt_batches import Encoded, PromptBatch, fill_up, find_query, make_batches
-from frozen_jax.scoring import map_texts, pool_states, score_continuations
+from frozen_jax.scoring import map_images, map_texts, pool_images, pool_states, score_continuations
 from frozen_jax.sharding import find_row_sharding
 from frozen_jax.state import Params
 from frozen_jax.stopping import Completion, StopRule
@@ -58,13 +66,6 @@ def _embed_images(
     network: FrozenModel, params: Params, images: UInt8[Array | np.ndarray, "B 1 height width 3"]
 ) -> Float32[Array, "B P D"]:
     return network.embed_images(params, images)[:, 0].astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _map_images(
-    network: FrozenModel, params: Params, images: UInt8[Array | np.ndarray, "B 1 height width 3"]
-) -> Float32[Array, "B W"]:
-    return network.map_images(params, network.pool_images(params, images)[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -247,9 +248,8 @@ class Model:
         Raises:
             UserError: the model was trained on text alone, or a picture cannot be opened.
         """
-        if self.network.prefix is None:
-            raise UserError("this model was trained on text alone (vision.name is ''); it cannot look at pictures")
-        return self._look(images, _embed_images, (self.network.prefix_length, self.network.lm.config.embed_width))
+        network = self._check_vision()
+        return self._look(images, _embed_images, (network.prefix_length, network.lm.config.embed_width))
 
     def embed_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "R D2"]:
         """Returns the language model's last hidden states, averaged over each text.
@@ -297,7 +297,21 @@ class Model:
             UserError: the model was not trained for retrieval, or a picture cannot be opened.
         """
         network = self._check_retrieval()
-        return self._look(images, _map_images, (network.retrieval.width if network.retrieval else 0,))
+        return self._look(images, map_images, (network.retrieval.width if network.retrieval else 0,))
+
+    def encode_image(self, images: Sequence[Picture] | UInt8[np.ndarray, "R h w 3"]) -> Float32[np.ndarray, "R E"]:
+        """Returns the encoder's pooled features, for heads of one's own (`heads.py`).
+
+        Raises:
+            UserError: as `embed_image`.
+        """
+        vision: Any = self._check_vision().vision
+        return self._look(images, pool_images, (vision.width,))
+
+    def _check_vision(self) -> FrozenModel:
+        if self.network.prefix is None:
+            raise UserError("this model was trained on text alone (vision.name is ''); it cannot look at pictures")
+        return self.network
 
     def _check_retrieval(self) -> FrozenModel:
         if self.network.retrieval is None:
@@ -357,9 +371,9 @@ class Model:
 
         def resolve(part: str | Image | Picture, index: int) -> str | Image:
             if isinstance(part, str):
-                return _check_text(part, index)
+                return check_text(part, index)
             if not isinstance(part, Image):
-                name = _name_picture(part, index)
+                name = name_picture(part, index)
                 if name not in rows:
                     rows[name] = known + len(pictures)
                     pictures.append(part)
@@ -434,24 +448,3 @@ class Model:
         if batch.beginnings is not None and batch.owners is not None:
             beginning = Beginning(embed(batch.beginnings, np.asarray), batch.beginnings.mask, batch.owners)
         return embed(batch.rows, self._put), batch.rows.mask, beginning
-
-
-def _name_picture(part: object, index: int) -> str | int:
-    """What two equal pictures have in common: the path of a file, the identity of an object."""
-    if isinstance(part, os.PathLike):
-        return str(Path(part))
-    if not isinstance(part, PIL.Image.Image | np.ndarray | bytes | FileSlice):
-        raise UserError(
-            f"prompt {index} has a part of type {type(part).__name__}; a part is text (str) or a picture "
-            "(pathlib.Path, PIL.Image or uint8 array)"
-        )
-    return id(part)
-
-
-def _check_text(text: str, index: int) -> str:
-    if text.lower().endswith(PICTURES) and "\n" not in text and os.path.isfile(text):
-        raise UserError(
-            f"prompt {index} has the text {text!r}, which names a picture file; a str is always text: give "
-            f"pathlib.Path({text!r}) to show the picture"
-        )
-    return text

@@ -9,7 +9,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-METRICS = ("accuracy", "strict", "top_1", "cider_d", "exact_match", "text_to_image_r_1", "image_to_image_r_1")
+METRICS = (
+    "accuracy",
+    "strict",
+    "top_1",
+    "cider_d",
+    "exact_match",
+    "text_to_image_r_1",
+    "image_to_image_r_1",
+    "map",
+    "micro_f1",
+)
 """The first of these that a row has is the one it is compared by."""
 
 VIEWS = ("seeing", "shuffled", "blind")

@@ -10,7 +10,7 @@ from frozen_jax.config import Config
 from frozen_jax.errors import UserError
 from frozen_jax.meter import MeteredModel
 from frozen_jax.report import Report
-from frozen_jax.tasks import caption, classify, easy_vqa, fewshot, fusion, generate, retrieval, vqa
+from frozen_jax.tasks import caption, classify, easy_vqa, fewshot, fusion, generate, retrieval, tag, vqa
 from frozen_jax.tasks.controls import Models
 from frozen_jax.tasks.samples import Measured
 
@@ -27,6 +27,7 @@ TASKS: Mapping[str, Task] = {
     "generate": generate.evaluate,
     "retrieval": retrieval.evaluate,
     "scene_text": easy_vqa.evaluate_scene_text,
+    "tag": tag.evaluate,
     "vqa": vqa.evaluate,
 }
 

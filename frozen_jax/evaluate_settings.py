@@ -25,6 +25,7 @@ TaskName = Literal[
     "fusion",
     "generate",
     "retrieval",
+    "tag",
 ]
 
 
@@ -108,14 +109,22 @@ class ClassifySettings:
     Attributes:
         source: pictures with tags, one line as in `data.train`; "" takes `data.validation`.
         tag: place of the class among a record's tags; -1 joins all of them by spaces.
-        prompt: template.
+        prompts: templates; a class's score is the mean over them.
         name_format: what follows the prompt, with `{name}`.
+        shots: numbers of answered pictures before the one in question, the same for all, each a section of the report.
+        shot_source: where they come from, and what heads learn from; "" takes `data.train`.
+        shot_pool: shots are drawn from so many of its pictures.
+        heads: fit a linear probe and a head with a hidden layer to the encoder's features of `shot_source`, too.
     """
 
     source: str = ""
     tag: int = -1
-    prompt: str = "[img] This is a"
+    prompts: tuple[str, ...] = ("[img] This is a",)
     name_format: str = " {name}"
+    shots: tuple[int, ...] = (0,)
+    shot_source: str = ""
+    shot_pool: int = 256
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,32 @@ class RetrievalTaskSettings:
 
 
 @dataclass(frozen=True)
+class TagSettings:
+    """Which tags of a vocabulary belong to a picture, by log-probability and by what the model writes.
+
+    Attributes:
+        source: pictures with tags, one line as in `data.train`; "" takes `data.validation`.
+        calibration: other pictures with tags: thresholds, frequencies and a linear probe are made on them; "" takes
+            `data.train`.
+        calibrated_on: at most so many of these, the first.
+        least: a tag is in the vocabulary if it occurs so often where the probe learns, and at all in `source`.
+        prompt: template, what stands before a tag whose log-probability is taken.
+        tag_format: the tag, with `{tag}`.
+        list_prompt: template that the model continues; the tags in what it writes are those that it gives.
+        stop: that text ends before the first of these; `[eos]` is the end-of-text token.
+    """
+
+    source: str = ""
+    calibration: str = ""
+    calibrated_on: int = 1000
+    least: int = 5
+    prompt: str = "[img] a"
+    tag_format: str = " {tag}"
+    list_prompt: str = "[img]"
+    stop: tuple[str, ...] = (EOS, "\n")
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """What the report measures after training, and what `--mode=eval` measures of a trained model.
 
@@ -174,7 +209,7 @@ class EvaluateSettings:
     Attributes:
         task: `none`; `easy_vqa` (zero-shot questions, caption exact match); `scene_text` (the text stage's oracle);
             `fewshot_text` (the few-shot grid by the text oracle alone); `caption`, `vqa`, `fewshot`, `classify`,
-            `retrieval`, `generate`, `fusion` as their sections below.
+            `generate`, `retrieval`, `tag`, `fusion` as their sections below.
         blind_control: train the same model on black images too and report it beside the seeing one.
         report: name of the report's files, so that several evaluations of a run stand side by side.
         examples: at most so many test questions, pictures or episodes, the first; 0 is all.
@@ -197,6 +232,7 @@ class EvaluateSettings:
     fusion: FusionTaskSettings = field(default_factory=FusionTaskSettings)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     retrieval: RetrievalTaskSettings = field(default_factory=RetrievalTaskSettings)
+    tag: TagSettings = field(default_factory=TagSettings)
 
 
 _TEMPLATES: Mapping[str, tuple[tuple[str, ...], int]] = {
@@ -207,9 +243,11 @@ _TEMPLATES: Mapping[str, tuple[tuple[str, ...], int]] = {
     "fewshot.name_format": (("name",), 0),
     "fewshot.support_format": (("caption",), 1),
     "fewshot.query_format": (("question",), 1),
-    "classify.prompt": ((), 1),
     "classify.name_format": (("name",), 0),
     "retrieval.prompt": ((), 1),
+    "tag.prompt": ((), 1),
+    "tag.tag_format": (("tag",), 0),
+    "tag.list_prompt": ((), 1),
 }
 """Each template's blanks, which it must have, and how many images."""
 
@@ -221,6 +259,9 @@ def check_evaluate(settings: EvaluateSettings, require: Callable[[bool, str, Any
         ("batch_size", settings.batch_size),
         ("seeds", settings.seeds),
         ("vqa.shot_pool", settings.vqa.shot_pool),
+        ("classify.shot_pool", settings.classify.shot_pool),
+        ("tag.calibrated_on", settings.tag.calibrated_on),
+        ("tag.least", settings.tag.least),
         ("generate.steps", settings.generate.steps),
         ("generate.reader_steps", settings.generate.reader_steps),
     ):
@@ -234,8 +275,10 @@ def check_evaluate(settings: EvaluateSettings, require: Callable[[bool, str, Any
     plain = bool(settings.report) and not set(settings.report) - set(string.ascii_letters + string.digits + "_-")
     require(plain, "evaluate.report", settings.report, "it is part of a file name: use letters, digits, _ and -")
     fewshot = settings.fewshot
+    require(bool(settings.classify.prompts), "evaluate.classify.prompts", (), "give at least one template")
     for name, numbers, least in (
         ("vqa.shots", settings.vqa.shots, 0),
+        ("classify.shots", settings.classify.shots, 0),
         ("fewshot.ways", fewshot.ways, 2),
         ("fewshot.inner_shots", fewshot.inner_shots, 1),
         ("fewshot.repeats", fewshot.repeats, 0),
@@ -258,6 +301,9 @@ def check_evaluate(settings: EvaluateSettings, require: Callable[[bool, str, Any
         fields = ", ".join(f"{{{blank}}}" for blank in blanks) or "nothing"
         rule = f"it needs {marks}, and {fields} to be filled in, alone (write {{{{ and }}}} for braces)"
         require(_fits(template, blanks, images), f"evaluate.{name}", template, rule)
+    for template in settings.classify.prompts:
+        rule = f"each needs exactly one {IMAGE_MARK}, and nothing to be filled in"
+        require(_fits(template, (), 1), "evaluate.classify.prompts", template, rule)
     rule = "only {names} may stand in braces, and no [img] in it"
     holds = any(_fits(fewshot.induction_format, blanks, 0) for blanks in ((), ("names",)))
     require(holds, "evaluate.fewshot.induction_format", fewshot.induction_format, rule)

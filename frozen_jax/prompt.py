@@ -11,13 +11,18 @@ Templates are text with a mark where the image stands, "[img] Question: {questio
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Bool, Int32
 
 from frozen_jax.batch import PAD, SLOT
+from frozen_jax.data.folders import PICTURES
+from frozen_jax.data.records import FileSlice
 from frozen_jax.errors import UserError
 
 IMAGE_MARK = "[img]"
@@ -181,3 +186,33 @@ def lay_out(
         tokens[index, length - len(ids) :] = ids
     table = [numbers + [0] * (most - len(numbers)) for numbers in images]
     return PromptRows(tokens, np.array(table, np.int32).reshape(len(rows), most))
+
+
+def name_picture(part: object, index: int) -> str | int:
+    """Returns what two equal pictures have in common: the path of a file, the identity of an object.
+
+    Raises:
+        UserError: the part is no picture.
+    """
+    if isinstance(part, os.PathLike):
+        return str(Path(part))
+    if not isinstance(part, PIL.Image.Image | np.ndarray | bytes | FileSlice):
+        raise UserError(
+            f"prompt {index} has a part of type {type(part).__name__}; a part is text (str) or a picture "
+            "(pathlib.Path, PIL.Image or uint8 array)"
+        )
+    return id(part)
+
+
+def check_text(text: str, index: int) -> str:
+    """Returns a text part.
+
+    Raises:
+        UserError: it names a picture file, which is then meant to be shown.
+    """
+    if text.lower().endswith(PICTURES) and "\n" not in text and os.path.isfile(text):
+        raise UserError(
+            f"prompt {index} has the text {text!r}, which names a picture file; a str is always text: give "
+            f"pathlib.Path({text!r}) to show the picture"
+        )
+    return text

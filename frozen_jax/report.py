@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
+from jaxtyping import Float, Int
 
 from frozen_jax.config import Config, identify
+from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.page import render_page
 from frozen_jax.processes import is_first
 from frozen_jax.tasks.samples import Sample
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 12
 QUESTIONS_PER_SAMPLE = 3
+DRAWN_CLASSES = 40
 SHOWN = 5
 """Entries of a list in the table; the JSON file has all."""
 
@@ -137,6 +141,83 @@ def draw_samples(path: Path, tests: QuestionSet, captions: Sequence[str], answer
             place -= 0.075 * (1 + wrapped.count("\n"))
     figure.subplots_adjust(left=0.02, right=0.99, top=0.97, bottom=0.12, hspace=0.5, wspace=0.06)
     figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def draw_confusion(
+    path: Path,
+    scores: Float[np.ndarray, "examples classes"],
+    targets: Int[np.ndarray, " examples"],
+    classes: Sequence[str],
+) -> None:
+    """Draws which class was taken for which: a row for each right class, in shares of its pictures.
+
+    Of more than `DRAWN_CLASSES` the commonest are drawn; what was taken for others is then missing in its row.
+
+    Args:
+        path: a PNG file.
+        scores: of each class; the largest is the guess.
+        targets: the right classes.
+        classes: their names.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matrix = np.zeros((len(classes), len(classes)))
+    np.add.at(matrix, (targets, scores.argmax(axis=1)), 1)
+    counts = matrix.sum(axis=1)
+    drawn = np.sort(np.argsort(-counts, kind="stable")[:DRAWN_CLASSES])
+    shares = (matrix / np.maximum(counts, 1)[:, None])[np.ix_(drawn, drawn)]
+    side = max(4.0, 0.32 * len(drawn) + 2)
+    figure, axis = pyplot.subplots(figsize=(side, side))
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    labels = [classes[place] for place in drawn]
+    axis.set_xticks(range(len(drawn)), labels, rotation=90, fontsize=8)
+    axis.set_yticks(
+        range(len(drawn)), [f"{name} ({int(counts[p])})" for p, name in zip(drawn, labels, strict=True)], fontsize=8
+    )
+    axis.set_xlabel("taken for")
+    axis.set_ylabel("is (pictures)")
+    for row, column in np.argwhere(shares >= 0.05):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        text = f"{100 * shares[row, column]:.0f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    accuracy = 100 * float((scores.argmax(axis=1) == targets).mean())
+    axis.set_title(f"{accuracy:.1f} % of {len(targets):,} right; shares of a row in percent", fontsize=9)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def draw_tags(
+    path: Path, pictures: Sequence[Any], truths: Sequence[Sequence[str]], given: Sequence[Sequence[str]], size: int
+) -> None:
+    """Draws the first pictures with their tags and those that they were given; a missing or a wrong one is red.
+
+    Args:
+        path: a PNG file.
+        pictures: as `load_image` opens them.
+        truths: tags of each.
+        given: tags that the model gave each.
+        size: height and width in which they are drawn.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, SAMPLES // 2, figsize=(13, 5))
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, truth, tags in zip(axes.flat, pictures, truths, given, strict=False):
+        axis.imshow(load_image(picture, options=ImageOptions(size=size)))
+        colour = "darkgreen" if set(truth) == set(tags) else "crimson"
+        axis.set_title(textwrap.fill(f"is: {', '.join(truth)}", 30), fontsize=8, loc="left")
+        axis.text(
+            0, -0.06, textwrap.fill(", ".join(tags), 30), transform=axis.transAxes, fontsize=8, va="top", color=colour
+        )
+    figure.savefig(path, dpi=80, bbox_inches="tight")
     pyplot.close(figure)
 
 

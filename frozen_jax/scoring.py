@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from frozen_jax.batch import PAD
 from frozen_jax.models.frozen import FrozenModel
@@ -85,3 +86,19 @@ def map_texts(
 ) -> Float32[Array, "B W"]:
     """Returns the unit vectors by which left-padded prompts find pictures (`FrozenModel.map_texts`)."""
     return model.map_texts(dict(params), embeddings, mask)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def pool_images(
+    model: FrozenModel, params: Mapping[str, Any], images: UInt8[Array | np.ndarray, "B 1 height width 3"]
+) -> Float32[Array, "B E"]:
+    """Returns the encoder's pooled features of pictures."""
+    return model.pool_images(dict(params), images)[:, 0].astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def map_images(
+    model: FrozenModel, params: Mapping[str, Any], images: UInt8[Array | np.ndarray, "B 1 height width 3"]
+) -> Float32[Array, "B W"]:
+    """Returns the unit vectors by which pictures are found (`FrozenModel.map_images`)."""
+    return model.map_images(dict(params), model.pool_images(dict(params), images)[:, 0])

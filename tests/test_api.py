@@ -18,7 +18,7 @@ from frozen_jax.build import build_towers
 from frozen_jax.config import default_config, from_config_dict
 from frozen_jax.decode import _generate
 from frozen_jax.errors import UserError
-from frozen_jax.prompt import encode_prompt
+from frozen_jax.prompt import encode_prompt, name_picture
 from frozen_jax.restore import make_model
 from frozen_jax.scoring import score_continuations
 from frozen_jax.state import merge
@@ -252,7 +252,7 @@ def test_wrong_calls_are_named(model, prompts, options, message):
 
 def test_a_part_that_is_neither_text_nor_picture_is_named():
     with pytest.raises(UserError, match="prompt 4 has a part of type int"):
-        api._name_picture(3, 4)
+        name_picture(3, 4)
 
 
 @pytest.mark.parametrize("continuations", [[], [""], [["a"]], [["a"], ["a", "b"]]])

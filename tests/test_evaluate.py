@@ -113,7 +113,7 @@ def test_episodes_and_classes_by_a_loaded_model(trained, tmp_path):
     classes = TASKS["classify"](change(config, task="classify", classify={"tag": 0}), models, tmp_path).figures[
         "classify"
     ]
-    assert classes["chance"] == 25.0 and set(classes["seeing"]) == {"top_1"}
+    assert classes["chance"] == 25.0 and set(classes["seeing"]) == {"top_1", "ece"}
 
 
 def test_retrieval_by_every_method_and_control(trained, tmp_path):
@@ -218,6 +218,9 @@ def test_a_model_of_text_alone_is_shown_nothing(tmp_path):
         ("fewshot.induction", (), r"fewshot\.induction"),
         ("fewshot.induction_format", "Answer with {name}.", r"only \{names\}"),
         ("classify.tag", -2, r"classify\.tag"),
+        ("classify.prompts", (), r"classify\.prompts .* at least one template"),
+        ("classify.prompts", ("This is a",), r"classify\.prompts .* exactly one \[img\]"),
+        ("classify.shots", (-1,), r"classify\.shots"),
     ],
 )
 def test_each_wrong_setting_is_named(name, value, message):

@@ -1,31 +1,32 @@
 """Texts that teach a language model to bind new names to what it is shown, without a picture: the few-shot episodes of
-`tasks/fewshot.py` with words where the pictures will stand.
+`tasks/fewshot.py` with words where the pictures will stand, and what makes a small model learn them soon.
 
     episode       Answer with zorp or mib. red circle This is a zorp. teal square This is a mib. red circle
-                  Q: What is this? A: This is a|zorp
-    descriptions  red circle This is a zorp|red circle|. teal square This is a mib|teal square
-    caption       red circle|there is a red circle in the image                     between | and | carries loss
+                  Q: What is this? A: This is a|zorp.|
+    short         red circle a zorp. teal square a mib. red circle a|zorp.|          the link is a part of "This is a"
+    repeats       zorp red mib circle|zorp red mib circle zorp|                      or with a link behind each word
+    description   red circle This is a zorp|circle red|
+    caption       red circle This is a|circle red|                                   between | and | carries loss
 
-Each text draws its names anew, so that only the text tells what they mean. In an episode a name carries loss wherever
-its class has been shown before. Descriptions teach a name to look back at what it was given to, which binding needs.
-Captions teach what the vision stage relies on, to read what stands where a picture will stand. What stands there has
-two words, as a prefix has two vectors. Next in the data flow: `wording.py`.
+Each text draws its names anew, so that only the text tells what they mean. Episodes alone leave a small model at
+guessing among the names of the text for very long: it has to read what stands before a name, to read what stands before
+the question and to compare the two, and none of these helps without the others. Repeats teach to compare, by a loss on
+nearly every word; descriptions and captions teach to read, and captions are what the vision stage relies on. What
+stands where a picture will stand has two words, as a prefix has two vectors. Next in the data flow: `wording.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from frozen_jax.data.records import Record
-from frozen_jax.data.scenes import COLOURS, SHAPES, list_captions
+from frozen_jax.data.scenes import COLOURS, NOUN_PHRASES, SHAPES
 from frozen_jax.errors import UserError
-
-ADJECTIVES = (*COLOURS, "white", "pink", "orange", "purple", "striped", "tiny", "shiny", "wooden")
-NOUNS = (*SHAPES, "square", "star", "ring", "cup", "dog", "tree", "boat", "fish", "bell")
-"""Colours and shapes of easy-VQA, and more, 192 things in all."""
 
 PAPER_NAMES = ("dax", "blicket", "slation", "perpo", "shously")
 """Names of the paper's episodes, in its order: m-way episodes use the first m."""
@@ -37,16 +38,20 @@ def _list_names(count: int) -> tuple[str, ...]:
     return (*PAPER_NAMES, *np.random.default_rng(0).choice(made, size=count, replace=False).tolist())
 
 
-NAMES = _list_names(19)
-"""Few enough that a small tokenizer has a token for each: a name in several tokens takes far longer to learn."""
+NAMES = _list_names(7)
+"""Few: a small tokenizer has a token for each, and comparing words is learned sooner among few words."""
 
-CAPTION_SHARE, DESCRIPTION_SHARE = 0.1, 0.2
-"""Shares of texts; the rest are episodes."""
-
-DESCRIBED = 8
-"""Things in a text of descriptions."""
+LINKS = ("", " a", " is a", " This is a")
+"""What stands between a thing and its name; the last in the few-shot prompts."""
 
 QUERY = "Q: What is this? A: This is a"
+
+CAPTION_FORMATS = tuple(
+    (given, f" {phrase}") for given in (LINKS[-1], LINKS[-1], f" {QUERY}") for phrase in NOUN_PHRASES
+)
+"""(given, predicted) behind a thing."""
+
+KINDS = ("repeats", "short", "episode", "description", "caption")
 
 Thing = tuple[str, str]
 Turn = tuple[str, str]
@@ -55,34 +60,25 @@ Turn = tuple[str, str]
 class BindingTexts:
     """Such texts: record i is a pure function of seed and i. Its `turns` are (given, predicted) stretches."""
 
-    def __init__(self, size: int, *, seed: int, presentations: int = 10, other_things: float = 0.0):
+    def __init__(self, size: int, *, seed: int, words: int = 62, lead: float = 0.75):
         """Makes the source; each text is made when it is asked for.
 
         Args:
             size: number of records.
             seed: another seed gives other texts.
-            presentations: at most so many in an episode, repeats included, a question counted as two; 4 or more.
-            other_things: share of texts about all 192 things; the others are about easy-VQA's 24 alone.
+            words: a text has at most so many, marks counted, and little fewer; 40 or more.
+            lead: share of what leads to episodes, repeats and short ones 2 to 1; episodes are three fifths of the rest.
 
         Raises:
-            UserError: fewer presentations than an episode takes, or what is no share.
+            UserError: fewer words than an episode takes, or what is no share.
         """
-        if presentations < 4 or not 0 <= other_things <= 1:
+        if words < 40 or not 0 <= lead <= 1:
             raise UserError(
-                f"data: binding_text options presentations={presentations}, other_things={other_things}: an episode "
-                "takes 4 presentations or more, and the other is a share in 0..1"
+                f"data: binding_text options words={words}, lead={lead}: an episode takes 40 words or more, and the "
+                "other is a share in 0..1"
             )
-        self._size, self._seed, self._other_things = size, seed, other_things
-        self._plans = [
-            (ways, shots, repeats)
-            for ways in range(2, 6)
-            for shots in range(1, 6)
-            for repeats in range(4)
-            if ways * shots * (1 + repeats) + 2 <= presentations
-        ]
-        # Many presentations, so that a text teaches much; few repeats, whose names also follow from their order.
-        wanted = np.array([ways * shots / (1 + repeats) for ways, shots, repeats in self._plans])
-        self._shares = wanted / wanted.sum()
+        self._size, self._seed, self._words = size, seed, words
+        self._shares = (lead * 2 / 3, lead / 3, (1 - lead) * 0.6, (1 - lead) * 0.2, (1 - lead) * 0.2)
 
     def __len__(self) -> int:
         return self._size
@@ -94,41 +90,79 @@ class BindingTexts:
     def record(self, index: int) -> Record:
         """Returns a text without a picture."""
         rng = np.random.default_rng((self._seed, index))
-        kind = rng.random()
-        if kind < CAPTION_SHARE:
-            turns = self._write_caption(rng)
-        elif kind < CAPTION_SHARE + DESCRIPTION_SHARE:
-            turns = self._write_descriptions(rng)
+        kind = KINDS[rng.choice(len(KINDS), p=self._shares)]
+        if kind == "repeats":
+            turns = _write_repeats(rng, words=self._words)
+        elif kind in ("caption", "description"):
+            turns = _write_readings(rng, words=self._words, named=kind == "description")
         else:
-            turns = self._write_episode(rng)
+            turns = _draw_episode(rng, words=self._words, short=kind == "short")
         return Record(f"binding/{index}", None, turns=turns)
 
-    def _draw_things(self, count: int, rng: np.random.Generator) -> list[Thing]:
-        """Draws different things."""
-        adjectives, nouns = (ADJECTIVES, NOUNS) if rng.random() < self._other_things else (COLOURS, SHAPES)
-        places = rng.choice(len(adjectives) * len(nouns), size=count, replace=False)
-        return [(adjectives[place % len(adjectives)], nouns[place // len(adjectives)]) for place in places]
 
-    def _write_caption(self, rng: np.random.Generator) -> tuple[Turn, ...]:
-        (thing,) = self._draw_things(1, rng)
-        captions = list_captions(*thing)
-        return ((describe(thing), f" {captions[rng.integers(len(captions))]}"),)
+def _write_repeats(rng: np.random.Generator, *, words: int) -> tuple[Turn, ...]:
+    link = LINKS[rng.choice(len(LINKS), p=(1 / 2, 1 / 6, 1 / 6, 1 / 6))]
+    step = 1 + count_words(link)
+    most = words // (2 * step)  # so that all are said twice
+    pool = (*COLOURS, *SHAPES, *NAMES)
+    drawn = [pool[place] for place in rng.permutation(len(pool))[: rng.integers(3, min(most, 16) + 1)]]
+    given = "".join(f" {word}{link}" for word in drawn)
+    turns: list[Turn] = []
+    for place in range(len(drawn), words // step):
+        turns.append((given, f" {drawn[place % len(drawn)]}"))
+        given = link
+    return tuple(turns)
 
-    def _write_descriptions(self, rng: np.random.Generator) -> tuple[Turn, ...]:
-        given = ""
-        turns: list[Turn] = []
-        for _ in range(DESCRIBED):
-            (thing,) = self._draw_things(1, rng)
-            turns.append((f"{given}{describe(thing)} This is a {rng.choice(NAMES)}", describe(thing)))
-            given = "."
-        return tuple(turns)
 
-    def _write_episode(self, rng: np.random.Generator) -> tuple[Turn, ...]:
-        ways, shots, repeats = self._plans[rng.choice(len(self._plans), p=self._shares)]
-        questions = 1 + int(rng.random() < 0.5)
-        induced = bool(rng.random() < 0.5)
-        things = self._draw_things(ways, rng)
-        return write_episode(things, rng, shots=shots, repeats=repeats, questions=questions, induced=induced)
+def _write_readings(rng: np.random.Generator, *, words: int, named: bool) -> tuple[Turn, ...]:
+    given, room = "", words
+    turns: list[Turn] = []
+    while True:
+        thing = _draw_things(1, rng)[0]
+        if named:
+            first, then = (
+                f"{LINKS[-1]} {NAMES[rng.integers(len(NAMES))]}",
+                describe(thing if rng.random() < 0.5 else (thing[1], thing[0])),
+            )
+        else:
+            first, then = CAPTION_FORMATS[rng.integers(len(CAPTION_FORMATS))]
+            then = then.format(colour=thing[0], shape=thing[1])
+        turn = (f"{given}{describe(thing)}{first}", then)
+        room -= count_words(turn[0] + turn[1])
+        if room < 0:
+            return tuple(turns)
+        turns.append(turn)
+        given = "."
+
+
+def _draw_things(count: int, rng: np.random.Generator) -> list[Thing]:
+    """Draws different things."""
+    places = rng.permutation(len(COLOURS) * len(SHAPES))[:count].tolist()
+    return [(COLOURS[place % len(COLOURS)], SHAPES[place // len(COLOURS)]) for place in places]
+
+
+def _draw_episode(rng: np.random.Generator, *, words: int, short: bool) -> tuple[Turn, ...]:
+    things = _draw_things(int(rng.integers(2, 6)), rng)
+    names = [NAMES[place] for place in rng.permutation(len(NAMES))[: len(things)]]
+    link = LINKS[rng.integers(len(LINKS))] if short else LINKS[-1]
+    induced = not short and bool(rng.random() < 0.5)
+    room = words - (2 * len(things) + 2 if induced else 0)
+    order: list[int] = []
+    asked: list[bool] = []
+    longest = 4 + count_words(QUERY)
+    while room >= longest:
+        # The last one has been shown before, so that each text has something to learn.
+        place = int(rng.integers(len(things)) if room >= 2 * longest or not order else order[rng.integers(len(order))])
+        asked.append(not short and place in order and bool(rng.random() < 0.35))
+        order.append(place)
+        room -= longest if asked[-1] else 4 + count_words(link)
+    return write_episode(things, names, order, asked=asked, link=link, induced=induced)
+
+
+@functools.lru_cache(maxsize=4096)
+def count_words(text: str) -> int:
+    """Counts words and marks: the tokens of a text whose words all have a token of their own."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def describe(thing: Thing) -> str:
@@ -137,33 +171,35 @@ def describe(thing: Thing) -> str:
 
 
 def write_episode(
-    things: Sequence[Thing], rng: np.random.Generator, *, shots: int, repeats: int, questions: int, induced: bool
+    things: Sequence[Thing],
+    names: Sequence[str],
+    order: Sequence[int],
+    *,
+    asked: Sequence[bool],
+    link: str = LINKS[-1],
+    induced: bool = False,
 ) -> tuple[Turn, ...]:
-    """Writes the support set 1 + `repeats` times, then questions.
+    """Writes an episode; a name and its full stop carry loss wherever its thing has been shown before.
 
     Args:
         things: the classes.
-        rng: draws names, order and what is asked about.
-        shots: inner-shots: presentations of each class in the support set.
-        repeats: extra presentations of the support set, in the same order.
-        questions: at least 1; the few-shot prompts have one, and the others use the same support set again.
+        names: of them.
+        order: places in `things`, as they are shown.
+        asked: for each of these, whether the question stands before its name.
+        link: stands there otherwise.
         induced: begin with the text that says what the task is.
     """
-    names = rng.choice(NAMES, size=len(things), replace=False).tolist()
-    order = rng.permutation(np.repeat(np.arange(len(things)), shots)).tolist()
     given = ""
     if induced:
         ordered = [names[place] for place in dict.fromkeys(order)]
-        given = f"Answer with {', '.join(ordered[:-1])} or {ordered[-1]}."
+        given = f"Answer with {' or '.join([', '.join(ordered[:-1]), ordered[-1]] if ordered[1:] else ordered)}."
     turns: list[Turn] = []
-    for number, place in enumerate(order * (1 + repeats)):
-        given += f"{describe(things[place])} This is a"
-        if place in order[:number] or number >= len(order):
-            turns.append((given, f" {names[place]}"))
-            given = "."
+    for number, place in enumerate(order):
+        given += describe(things[place]) + (f" {QUERY}" if asked[number] else link)
+        named = f" {names[place]}."
+        if place in order[:number]:
+            turns.append((given, named))
+            given = ""
         else:
-            given += f" {names[place]}."
-    for place in rng.integers(len(things), size=questions).tolist():
-        turns.append((f"{given}{describe(things[place])} {QUERY}", f" {names[place]}"))
-        given = "."
+            given += named
     return tuple(turns)

@@ -5,21 +5,27 @@ Words come from `scenes.py`, pictures and what they disclose from `easy_vqa.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from frozen_jax.data.easy_vqa import EasyVQA
 from frozen_jax.data.records import Question, Record, Source, select, split_holdout
-from frozen_jax.data.scenes import COLOURS, SHAPES, ask_about, list_captions
+from frozen_jax.data.scenes import CAPTIONS, COLOURS, NOUN_PHRASES, SHAPES, ask_about, list_captions
 from frozen_jax.errors import UserError
 
 HELD_OUT = 300
 """Captioned training pictures that `easy_vqa:validation` takes away from `easy_vqa:train`."""
 
+WORDINGS = {"all": CAPTIONS, "noun_phrases": NOUN_PHRASES}
+"""Of captions, by option."""
+
 
 class CaptionedScenes:
     """Pictures of easy-VQA, those whose own questions disclose colour and shape captioned in every wording."""
 
-    def __init__(self, easy_vqa: EasyVQA, *, disclosed_only: bool = True):
+    def __init__(self, easy_vqa: EasyVQA, *, disclosed_only: bool = True, wordings: Sequence[str] = CAPTIONS):
+        self._wordings = wordings
         self._pictures = select(easy_vqa, lambda index: not disclosed_only or easy_vqa.scene(index) is not None)
 
     def __len__(self) -> int:
@@ -32,7 +38,10 @@ class CaptionedScenes:
     def record(self, index: int) -> Record:
         """Returns a picture with all captions; its tags are (colour, shape), or () where they are not disclosed."""
         record = self._pictures.record(index)
-        return record._replace(captions=list_captions(*record.tags)) if record.tags else record
+        if not record.tags:
+            return record
+        colour, shape = record.tags
+        return record._replace(captions=list_captions(colour, shape, self._wordings))
 
 
 class DescribedScenes:
@@ -59,16 +68,19 @@ class DescribedScenes:
         return Record(f"scene/{index}", None, list_captions(colour, shape), (Question(question, (answer,)),))
 
 
-def open_easy_vqa(split: str, *, pictures: str = "captioned") -> Source:
+def open_easy_vqa(split: str, *, pictures: str = "captioned", captions: str = "all") -> Source:
     """Opens `train` (without the held-out pictures), `validation` (the held-out ones) or `test`, captioned.
 
     Args:
         split: one of the three.
         pictures: "captioned" (those whose questions disclose colour and shape) or "all", which `validation` has not.
+        captions: "all" wordings of `scenes.CAPTIONS`, or "noun_phrases", what follows "This is a".
 
     Raises:
         UserError: another split or choice.
     """
+    if captions not in WORDINGS:
+        raise UserError(f"data: easy_vqa option captions={captions!r} is not known; use {' or '.join(WORDINGS)}")
     if pictures not in ("captioned", "all") or (pictures == "all" and split == "validation"):
         raise UserError(
             f"data: easy_vqa option pictures={pictures!r} is not known; use 'captioned', or 'all' of train or test"
@@ -78,6 +90,6 @@ def open_easy_vqa(split: str, *, pictures: str = "captioned") -> Source:
             f"data: easy_vqa has no split {split!r}; use easy_vqa:train, easy_vqa:validation or easy_vqa:test"
         )
     if split == "test" or pictures == "all":
-        return CaptionedScenes(EasyVQA(split), disclosed_only=pictures == "captioned")
-    train, validation = split_holdout(CaptionedScenes(EasyVQA("train")), count=HELD_OUT)
+        return CaptionedScenes(EasyVQA(split), disclosed_only=pictures == "captioned", wordings=WORDINGS[captions])
+    train, validation = split_holdout(CaptionedScenes(EasyVQA("train"), wordings=WORDINGS[captions]), count=HELD_OUT)
     return {"train": train, "validation": validation}[split]

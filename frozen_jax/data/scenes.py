@@ -12,6 +12,8 @@ stands before it, and later ignores an image prefix. Next in the data flow: `sce
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 COLOURS = ("black", "gray", "red", "blue", "teal", "brown", "green", "yellow")
@@ -28,6 +30,9 @@ CAPTIONS = (
     "one {shape}, colored {colour}",
 )
 """Wordings of a caption. Each names both the colour and the shape."""
+
+NOUN_PHRASES = ("{colour} {shape}", "{shape} {colour}")
+"""Captions that go on from "This is a", in either order, so that both words are read at once."""
 
 OPEN_QUESTIONS = (
     ("what color is the shape?", "{colour}"),
@@ -69,9 +74,9 @@ until presence is: neither would give a gradient to begin with.
 """
 
 
-def list_captions(colour: str, shape: str) -> tuple[str, ...]:
+def list_captions(colour: str, shape: str, wordings: Sequence[str] = CAPTIONS) -> tuple[str, ...]:
     """All single-sentence captions of a scene: the references of the exact match."""
-    return tuple(wording.format(colour=colour, shape=shape) for wording in CAPTIONS)
+    return tuple(wording.format(colour=colour, shape=shape) for wording in wordings)
 
 
 def ask_about(colour: str, shape: str, rng: np.random.Generator) -> tuple[str, str]:

@@ -46,10 +46,10 @@ def _scene_text(seed: str) -> DescribedScenes:
     return DescribedScenes(SCENES, seed=_read_number("scene_text", seed))
 
 
-def _binding_text(seed: str, presentations: str = "10", other_things: str = "0.0") -> BindingTexts:
+def _binding_text(seed: str, words: str = "62", lead: str = "0.75") -> BindingTexts:
     number = _read_number("binding_text", seed)
     try:
-        return BindingTexts(SCENES, seed=number, presentations=int(presentations), other_things=float(other_things))
+        return BindingTexts(SCENES, seed=number, words=int(words), lead=float(lead))
     except ValueError as error:
         raise UserError(f"data: an option of binding_text is no number ({error})") from error
 

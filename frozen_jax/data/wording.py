@@ -39,6 +39,6 @@ def word_rows(settings: DataSettings) -> TextFunction:
             return Text(settings.answer_format.format(answer=answer), shown + prompt)
         if not record.captions:
             return None
-        return Text(caption(record, rng, most=settings.captions_per_example), shown)
+        return Text(caption(record, rng, most=settings.captions_per_example), shown + settings.caption_prompt)
 
     return word

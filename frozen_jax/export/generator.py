@@ -128,7 +128,7 @@ def compare_generators(model: Model, config: Config, directory: Path) -> Differe
     import torch
 
     theirs = import_modeling(directory / MODELING.name).PictureGenerator.from_pretrained(directory)
-    network, params = model.network, model.params
+    network, params = model.network, jax.device_put(model.params)
     assert network.generator is not None
     texts = [config.data.caption_format.format(caption=text) for text in ("a red circle", "one thing", "a blue one")]
     size = network.generator.config.image_size

@@ -1,34 +1,45 @@
 """Closed-set classification: the class whose name is the most probable after the prompt, per token of the name.
 
-The metrics are in `metrics/classification.py`; figures in percent.
+With several prompts their scores are averaged. Beside it, where asked for: the same after answered pictures (in
+context), and heads on the encoder's pooled features. Metrics are in `metrics/classification.py`; figures in percent.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
+from frozen_jax.api import Model
 from frozen_jax.config import Config
-from frozen_jax.data.records import class_of
+from frozen_jax.data.order import sample_indices, sample_rng
+from frozen_jax.data.records import Record, class_of
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
-from frozen_jax.metrics.classification import top_k_accuracy
-from frozen_jax.prompt import Image, fill, show
+from frozen_jax.heads import fit_head
+from frozen_jax.metrics.classification import expected_calibration_error, top_k_accuracy
+from frozen_jax.processes import is_first
+from frozen_jax.prompt import Image, Prompt, fill, show
+from frozen_jax.report import draw_confusion
 from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 LISTED = 20
 """Class names that a report shows."""
 
+HEADS = {"linear_probe": 0, "head": 128}
+"""Heads on the encoder's features, with the width of their hidden layer."""
+
 
 def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Classifies a source's pictures among all classes that occur in it, by the model and its controls.
 
     Raises:
-        UserError: a picture without a class, or fewer than two classes.
+        UserError: a picture without a class, fewer than two classes, or too few pictures to learn from.
     """
     settings = config.evaluate.classify
     line = source_line(config, settings.source)
@@ -40,27 +51,114 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     records = records[: config.evaluate.examples or None]
     targets = np.array([classes.index(label) for label in labels[: len(records)]])
     names = [settings.name_format.format(name=name) for name in classes]
-    prompts = [fill(settings.prompt, Image(row)) for row in range(len(records))]
     most = Counter(targets.tolist()).most_common(1)[0][1]
+    baselines = {"chance": round(100 / len(classes), 2), "majority": round(100 * most / len(records), 2)}
     figures: dict[str, Any] = {
         "source": line,
-        "prompt": show(prompts[0]),
+        "prompt": show(fill(settings.prompts[0], Image(0))),
+        "prompts": len(settings.prompts),
         "names": settings.name_format,
         "classes": len(classes),
         "class_names": classes[:LISTED],
         "n": len(records),
-        "chance": round(100 / len(classes), 2),
-        "majority": round(100 * most / len(records), 2),
+        **baselines,
     }
+    sections = {"classify": figures}
     samples: list[Sample] = []
-    for name, model, table in list_views(models, images_of(records), seed=config.seed):
-        scores = model.score(prompts, names, normalise=True, prefixes=table)
-        figures[name] = {
-            f"top_{k}": round(100 * top_k_accuracy(scores, targets, k=k), 2) for k in (1, 5) if k < len(classes)
-        }
-        if not samples:
-            guesses = scores.argmax(axis=1)
-            answers, truths = [names[guess] for guess in guesses], [[names[target]] for target in targets]
-            hits, pictures = (guesses == targets).tolist(), images_of(records)
-            samples = collect_samples("classify", prompts, answers, truths, hits, pictures=pictures, seed=config.seed)
-    return Measured({"classify": figures}, samples)
+    pool = _read_pool(config, classes) if max(settings.shots) or settings.heads else []
+    shown = pool[: settings.shot_pool] if max(settings.shots) else []
+    pictures = images_of([*records, *shown])
+    views = list_views(models, pictures, seed=config.seed)
+    for count in settings.shots:
+        section = sections.setdefault("classify" if not count else f"classify_shots_{count}", {**baselines})
+        if count:
+            section |= {"shots_from": settings.shot_source or config.data.train, "shots": count}
+        for name, model, table in views:
+            scores = np.zeros((len(records), len(classes)))
+            for prompt in settings.prompts:
+                before = _lay_shots(prompt, shown, count, settings.name_format, config, first_row=len(records))
+                asked = [before + fill(prompt, Image(row)) for row in range(len(records))]
+                scores += model.score(asked, names, normalise=True, prefixes=table) / len(settings.prompts)
+            section[name] = score_classes(scores, targets)
+            if name == "seeing" and is_first():
+                draw_confusion(directory / f"{config.evaluate.report}_confusion_{count}.png", scores, targets, classes)
+            if not samples:
+                guesses = scores.argmax(axis=1)
+                samples = collect_samples(
+                    "classify",
+                    asked,
+                    [names[guess] for guess in guesses],
+                    [[names[target]] for target in targets],
+                    (guesses == targets).tolist(),
+                    pictures=pictures,
+                    seed=config.seed,
+                )
+    if settings.heads:
+        asked_of = {"blind" if models.seeing.blind else "seeing": models.seeing} | (
+            {} if models.blind is None else {"blind": models.blind}
+        )
+        for head, hidden in HEADS.items():
+            section = sections.setdefault(f"classify_{head}", {**baselines, "trained_on": len(pool), "hidden": hidden})
+            for name, model in asked_of.items():
+                scores = _score_by_head(model, pool, records, classes, hidden=hidden, config=config)
+                section[name] = score_classes(scores, targets)
+    return Measured(sections, samples)
+
+
+def score_classes(
+    scores: Float[np.ndarray, "examples classes"], targets: Int[np.ndarray, " examples"]
+) -> dict[str, float]:
+    """Returns accuracies in percent, and how far the softmax of the scores, taken for confidence, is from the truth."""
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    confidence = shifted.max(axis=1) / shifted.sum(axis=1)
+    correct = scores.argmax(axis=1) == targets
+    ks = [k for k in (1, 5) if k < scores.shape[1]]
+    return {
+        **{f"top_{k}": round(100 * top_k_accuracy(scores, targets, k=k), 2) for k in ks},
+        "ece": round(100 * expected_calibration_error(confidence, correct), 2),
+    }
+
+
+def _read_pool(config: Config, classes: Sequence[str]) -> list[Record]:
+    """Returns the pictures of these classes to learn from, in an order drawn by the seed."""
+    settings = config.evaluate.classify
+    line = settings.shot_source or config.data.train
+    source = open_source(line)
+    drawn = sample_indices(config.seed, 0, 0, len(source), len(source)).tolist()
+    records = [source.record(index) for index in drawn]
+    records = [r for r in records if r.image is not None and r.tags and class_of(r, tag=settings.tag) in classes]
+    if len(records) <= max(settings.shots):
+        raise UserError(
+            f"evaluate.classify: {line!r} has {len(records)} pictures of these classes, {max(settings.shots)} shots "
+            "are wanted; name another evaluate.classify.shot_source"
+        )
+    return records
+
+
+def _lay_shots(
+    prompt: str, pool: Sequence[Record], count: int, name_format: str, config: Config, *, first_row: int
+) -> Prompt:
+    """Returns `count` answered pictures, the same for all queries, a line each."""
+    if not count:
+        return ()
+    rng = sample_rng(config.seed, 0, 0, stream="classify shots")
+    before: Prompt = ()
+    for place in rng.choice(len(pool), size=count, replace=False):
+        name = name_format.format(name=class_of(pool[place], tag=config.evaluate.classify.tag))
+        before += (*fill(prompt, Image(first_row + int(place))), f"{name}\n")
+    return before
+
+
+def _score_by_head(
+    model: Model,
+    pool: Sequence[Record],
+    records: Sequence[Record],
+    classes: Sequence[str],
+    *,
+    hidden: int,
+    config: Config,
+) -> Float[np.ndarray, "examples classes"]:
+    labels = np.array([classes.index(class_of(record, tag=config.evaluate.classify.tag)) for record in pool])
+    features = model.encode_image(images_of(pool))
+    head = fit_head(features, np.eye(len(classes))[labels], exclusive=True, hidden=hidden, seed=config.seed)
+    return head.logits(model.encode_image(images_of(records)))

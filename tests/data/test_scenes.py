@@ -6,6 +6,7 @@ import pytest
 from frozen_jax.data.easy_vqa import EasyVQA
 from frozen_jax.data.scene_sources import CaptionedScenes, DescribedScenes, open_easy_vqa
 from frozen_jax.data.scenes import COLOURS, SHAPES, ask_about, list_captions
+from frozen_jax.errors import UserError
 
 
 def test_captions_name_the_scene_and_nothing_else():
@@ -67,3 +68,11 @@ def test_splits_do_not_overlap():
 def test_a_captioned_scene_has_every_wording(index):
     record = open_easy_vqa("train").record(index)
     assert record.captions == list_captions(*record.tags)
+    colour, shape = record.tags
+    phrased = open_easy_vqa("train", captions="noun_phrases").record(index)
+    assert (phrased.id, phrased.captions) == (record.id, (f"{colour} {shape}", f"{shape} {colour}"))
+
+
+def test_unknown_captions_are_refused():
+    with pytest.raises(UserError, match="use all or noun_phrases"):
+        open_easy_vqa("train", captions="some")

@@ -18,6 +18,7 @@ def test_rows_as_drawn():
     question = " a red circleQuestion: what color? Answer:"
     assert word(Record("a", PICTURE, (), ASKED), question_fraction=1.0) == Text(" red", question[13:])
     assert word(Record("a", PICTURE, ("it is red",))) == Text(" it is red", "")
+    assert word(Record("a", PICTURE, ("red",)), caption_prompt=" This is") == Text(" red", " This is")
     assert word(Record("a", None, ("a red circle",), ASKED), question_fraction=1.0) == Text(" red", question)
     assert word(Record("a", None, ("a red circle",))) == Text(" a red circle", " a red circle")
 

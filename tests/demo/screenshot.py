@@ -1,4 +1,4 @@
-"""`python -m tests.demo.screenshot --workdir=DIR --out=FILE.png`: takes a picture of a few-shot answer.
+"""`python -m tests.demo.screenshot --workdir=DIR --out=FILE.png`: takes a picture of an answer.
 
 With `--all` beside it FILE_TAB_WIDTH_SCHEME.png of every tab, wide and narrow, light and dark, to look at.
 """
@@ -58,7 +58,7 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory() as folder:
         examples = write_examples(Path(folder), None)
         with serve(given.workdir, gallery=Path(folder), port=given.port) as address, start_browser() as browser:
-            for tabs, width, scheme in [(("Few-shot",), 1000, "light"), *((TABS, *size) for size in sizes)]:
+            for tabs, width, scheme in [(("Ask",), 1000, "light"), *((TABS, *size) for size in sizes)]:
                 page = browser.new_page(viewport={"width": width, "height": 700}, color_scheme=scheme)
                 page.set_default_timeout(120_000)
                 page.goto(address)

@@ -99,9 +99,49 @@ def test_classes_by_score(reds, tmp_path):
     assert (figures["classes"], figures["class_names"]) == (4, ["10", "170", "250", "90"])
     assert (figures["n"], figures["chance"], figures["majority"]) == (5, 25.0, 40.0)
     assert (figures["prompt"], figures["names"]) == ("[img] This is a", " {name}")
-    assert figures["seeing"] == {"top_1": 100.0} and figures["blind"] == {"top_1": 0.0}
+    assert figures["seeing"] == {"top_1": 100.0, "ece": pytest.approx(0, abs=0.01)}
+    # Equal scores: a confidence of a quarter in the first class, which one in five has; ties are no hits.
+    assert figures["blind"] == {"top_1": 0.0, "ece": pytest.approx(5)}
     assert figures["shuffled"]["top_1"] < 100
     assert models.seeing.asked[0][0] == (10.0, " This is a")
+
+
+def test_prompts_are_averaged_and_shots_are_answered_pictures(reds, tmp_path):
+    """One prompt is right by itself, the other wrong; together the stronger one decides."""
+
+    def answer(parts, name):
+        near = -abs(parts[-2] - int(name))
+        return near if parts[-1] == " It is" else -near / 2
+
+    shots = {"tag": 1, "prompts": ("[img] It is", "[img] Not"), "shots": (0, 2), "shot_source": reds}
+    models = Models(Seer(answer))
+    measured = classify.evaluate(make_config(reds, **shots), models, tmp_path)
+    assert measured.figures["classify"]["seeing"]["top_1"] == 100.0
+    section = measured.figures["classify_shots_2"]
+    assert (section["seeing"]["top_1"], section["chance"], section["shots"]) == (100.0, 25.0, 2)
+    queries = [query for call in models.seeing.asked for query in call if len(query) > 2]
+    before = {query[:6] for query in models.seeing.asked[4]}
+    assert len(queries) == 2 * 2 * 5 and len(before) == 1, "two prompts, two views, five pictures; the same shots"
+    first, _, said, second, _, again = before.pop()
+    assert first != second and (said, again) == (f" {first:.0f}\n", f" {second:.0f}\n")
+    wrong = classify.evaluate(make_config(reds, tag=1, prompts=("[img] Not",)), models, tmp_path)
+    assert wrong.figures["classify"]["seeing"]["top_1"] < 50
+    drawn = sorted(path.name for path in tmp_path.glob("*_confusion_*.png"))
+    assert drawn == ["report_confusion_0.png", "report_confusion_2.png"]
+
+
+def test_heads_on_the_encoder(reds, tmp_path):
+    models = Models(Seer(lambda *_: 0.0), Seer(lambda *_: 0.0, blind=True))
+    figures = classify.evaluate(make_config(reds, tag=1, heads=True, shot_source=reds), models, tmp_path).figures
+    for name in ("classify_linear_probe", "classify_head"):
+        assert figures[name]["seeing"]["top_1"] == 100.0 and figures[name]["trained_on"] == 5
+        assert figures[name]["blind"]["top_1"] == 40.0, "what it cannot see it gives the commonest class"
+        assert figures[name]["majority"] == 40.0
+
+
+def test_shots_need_pictures(reds, tmp_path):
+    with pytest.raises(UserError, match="has 5 pictures of these classes, 5 shots are wanted"):
+        classify.evaluate(make_config(reds, tag=1, shots=(5,), shot_source=reds), Models(Seer(str)), tmp_path)
 
 
 def test_all_classes_count_whatever_is_examined(reds, tmp_path):

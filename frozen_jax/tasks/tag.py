@@ -1,0 +1,136 @@
+"""Tags: which words of a vocabulary belong to a picture, any number of them; figures in percent.
+
+Scored, each tag by its log-probability per token after the picture less that after the mean picture, with a threshold
+for each tag chosen on other pictures; and generated, as those tags that occur in what the model writes. The metrics are
+in `metrics/classification.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from frozen_jax.config import Config
+from frozen_jax.data.records import Record
+from frozen_jax.data.sources import open_source
+from frozen_jax.errors import UserError
+from frozen_jax.heads import fit_head
+from frozen_jax.metrics.classification import f1_scores, mean_average_precision
+from frozen_jax.processes import is_first
+from frozen_jax.prompt import Image, fill, show
+from frozen_jax.report import draw_tags
+from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
+from frozen_jax.tasks.retrieval import score_prior
+from frozen_jax.tasks.samples import Measured, Sample, collect_samples
+
+
+def evaluate(config: Config, models: Models, directory: Path) -> Measured:
+    """Tags a source's pictures by the model and its controls, by a linear probe, and by how often each tag occurs.
+
+    Of the other pictures every second one decides the thresholds; from the rest the probe learns, and the frequencies.
+
+    Raises:
+        UserError: no tags, or none that occurs in both sources.
+    """
+    settings = config.evaluate.tag
+    line, known = source_line(config, settings.source), settings.calibration or config.data.train
+    records = [record for record in read_records(open_source(line), most=config.evaluate.examples) if record.tags]
+    others = [record for record in read_records(open_source(known), most=settings.calibrated_on) if record.tags]
+    learnt, held = others[::2], others[1::2]
+    counted = Counter(tag for record in learnt for tag in set(record.tags))
+    there = {tag for record in records for tag in record.tags}
+    vocabulary = sorted(tag for tag, count in counted.items() if count >= settings.least and tag in there)
+    if not vocabulary:
+        raise UserError(
+            f"evaluate.tag: no tag occurs {settings.least} times in {known!r} and in {line!r}; name other sources, or "
+            "lower evaluate.tag.least"
+        )
+    actual, calibration = _mark(records, vocabulary), _mark(held, vocabulary)
+    taught = _mark(learnt, vocabulary)
+    figures: dict[str, Any] = {
+        "source": line,
+        "calibrated_on": known,
+        "prompt": show(fill(settings.prompt, Image(0))),
+        "list_prompt": show(fill(settings.list_prompt, Image(0))),
+        "stop": [*settings.stop, f"{config.evaluate.max_new_tokens} tokens"],
+        "tags": len(vocabulary),
+        "n": len(records),
+        "calibration_n": len(held),
+        "probe_n": len(learnt),
+        "tags_of_a_picture": round(float(actual.sum(axis=1).mean()), 2),
+        "chance": round(100 * float(actual.mean(axis=0).mean()), 2),
+    }
+    often = taught.mean(axis=0, keepdims=True)
+    figures["frequency"] = score_tags(
+        often.repeat(len(records), axis=0), actual, often.repeat(len(held), axis=0), calibration
+    )
+    samples: list[Sample] = []
+    pictures = images_of([*records, *held])
+    names = [settings.tag_format.format(tag=tag) for tag in vocabulary]
+    prompts = [fill(settings.prompt, Image(row)) for row in range(len(pictures))]
+    asked = [fill(settings.list_prompt, Image(row)) for row in range(len(records))]
+    generated: dict[str, Any] = {"chance": figures["chance"]}
+    for name, model, table in list_views(models, pictures, seed=config.seed):
+        scores = model.score(prompts, names, normalise=True, prefixes=table)
+        scores = scores - score_prior(model, prompts[0], names, table)[None, :]
+        figures[name] = score_tags(scores[: len(records)], actual, scores[len(records) :], calibration)
+        texts = model.generate(asked, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=table)
+        made = np.array([[find_tag(tag, text) for tag in vocabulary] for text in texts])
+        f1 = f1_scores(made, actual)
+        generated[name] = {"micro_f1": round(100 * f1.micro, 2), "macro_f1": round(100 * f1.macro, 2)}
+        if not samples:
+            hits = [bool((row == truth).all()) for row, truth in zip(made, actual, strict=True)]
+            truths = [[", ".join(record.tags)] for record in records]
+            samples = collect_samples("tag", asked, texts, truths, hits, pictures=pictures, seed=config.seed)
+            if is_first():
+                chosen = [[tag for tag, has in zip(vocabulary, row, strict=True) if has] for row in made]
+                path = directory / f"{config.evaluate.report}_tags.png"
+                draw_tags(path, pictures, [record.tags for record in records], chosen, config.data.image.size)
+    probe = fit_head(models.seeing.encode_image(images_of(learnt)), taught.astype(np.float32), exclusive=False)
+    logits = probe.logits(models.seeing.encode_image(pictures))
+    figures["linear_probe"] = score_tags(logits[: len(records)], actual, logits[len(records) :], calibration)
+    return Measured({"tag": figures, "tag_generated": generated}, samples)
+
+
+def score_tags(
+    scores: Float[np.ndarray, "R C"],
+    actual: Bool[np.ndarray, "R C"],
+    calibration_scores: Float[np.ndarray, "R2 C"],
+    calibration: Bool[np.ndarray, "R2 C"],
+) -> dict[str, float]:
+    """Returns mean average precision, and F1 at the thresholds that are best on the calibration pictures."""
+    thresholds = choose_thresholds(calibration_scores, calibration)
+    f1 = f1_scores(scores >= thresholds[None, :], actual)
+    return {
+        "map": round(100 * mean_average_precision(scores, actual), 2),
+        "micro_f1": round(100 * f1.micro, 2),
+        "macro_f1": round(100 * f1.macro, 2),
+    }
+
+
+def choose_thresholds(scores: Float[np.ndarray, "R C"], actual: Bool[np.ndarray, "R C"]) -> Float[np.ndarray, " C"]:
+    """Returns, for each tag, the score of a picture from which on calling all pictures tagged gives the largest F1."""
+    thresholds = np.empty(scores.shape[1])
+    for tag in range(scores.shape[1]):
+        order = np.argsort(-scores[:, tag], kind="stable")
+        ranked = scores[order, tag]
+        right = np.cumsum(actual[order, tag])
+        f1 = 2 * right / (np.arange(1, len(order) + 1) + actual[:, tag].sum())
+        f1[:-1][ranked[1:] == ranked[:-1]] = -1  # pictures of equal score are called together
+        thresholds[tag] = ranked[f1.argmax()]
+    return thresholds
+
+
+def find_tag(tag: str, text: str) -> bool:
+    """Whether a tag stands in a text, as whole words."""
+    return re.search(rf"(?<!\w){re.escape(tag)}(?!\w)", text, flags=re.IGNORECASE) is not None
+
+
+def _mark(records: Sequence[Record], vocabulary: Sequence[str]) -> Bool[np.ndarray, "R C"]:
+    return np.array([[tag in record.tags for tag in vocabulary] for record in records])
