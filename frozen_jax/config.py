@@ -425,14 +425,14 @@ def _check(config: Config) -> None:
         require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
     if config.fusion.kind:
         rule = f"fusion.kind={config.fusion.kind!r} names one class for a picture and a text"
-        unused: tuple[tuple[str, Any, Any], ...] = (
-            ("data.pack", config.data.pack, 1),
-            ("data.pair_probability", config.data.pair_probability, 0.0),
-            ("train.embedding_noise", config.train.embedding_noise, 0.0),
-            ("retrieval.weight", config.retrieval.weight, 0.0),
-        )
-        for name, value, wanted in unused:
-            require(value == wanted, name, value, f"{rule} and has no use for this; set it to {wanted!r}")
+        unused = {
+            "data.pack": (config.data.pack, 1),
+            "data.pair_probability": (config.data.pair_probability, 0.0),
+            "train.embedding_noise": (config.train.embedding_noise, 0.0),
+            "retrieval.weight": (config.retrieval.weight, 0.0),
+        }
+        for setting, (given, off) in unused.items():
+            require(given == off, setting, given, f"{rule} and has no use for this; set it to {off!r}")
         require(bool(config.vision.name), "vision.name", "", f"{rule}; name an encoder")
         cached = config.vision.feature_cache if config.fusion.kind == "cross_attention" else ""
         rule = "cross_attention looks at the places of a picture, of which cached features know nothing; leave it empty"
