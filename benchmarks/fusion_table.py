@@ -76,7 +76,8 @@ def draw(rows: dict[str, dict[str, Any]], lines: dict[str, float], path: Path) -
         axes.text(place, row["top_1"] + 1, f"{row['top_1']:.1f}", ha="center")
     for (name, value), style in zip(lines.items(), (":", "--"), strict=True):
         axes.axhline(value, color="#555555", linestyle=style, linewidth=1)
-        axes.text(len(rows) - 0.45, value + 1, name, ha="right", fontsize=8, color="#333333")
+        axes.text(len(rows) - 0.5, value, name.replace(" to", "\nto"), va="center", fontsize=8, backgroundcolor="white")
+    axes.set_xlim(-0.6, len(rows) + 0.6)
     axes.set_ylim(0, 109)
     axes.set_ylabel("answers right, %")
     axes.set_title("easy-VQA by kind of fusion; narrow: pictures shuffled", fontsize=10)
@@ -103,11 +104,13 @@ def main() -> None:
         lines = {"commonest answer": first["majority"], "commonest answer to the question": first["question_only"]}
         header = ["fusion", "top 1", "spread", "pictures shuffled", "neighbour R@1"]
         shown = [
-            [name, *(str(row[key]) for key in ("top_1", "spread", "shuffled", "neighbour_r_1"))]
+            [name, *(str(row[key] or "") for key in ("top_1", "spread", "shuffled", "neighbour_r_1"))]
             for name, row in rows.items()
         ]
         table = format_table(header, shown + [[name, str(value), "", "", ""] for name, value in lines.items()])
-        about = f"{first['n']} items of {first['source']}, {first['classes']} classes, {given.seeds} seeds; in percent."
+        about = (
+            f"{first['n']} items of {first['source']}, {first['classes']} classes, {given.seeds} seed(s); in percent."
+        )
         (given.out / "fusion.md").write_text(f"{about}\n\n{table}\n")
         settings = dataclasses.asdict(read_config(words).fusion)
         content = {
