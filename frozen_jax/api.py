@@ -281,7 +281,7 @@ class Model:
             UserError: as `generate`; or the model was not trained for retrieval.
         """
         network = self._check_retrieval() if retrieval else self.network
-        width = network.retrieval.width if retrieval and network.retrieval else network.lm.config.width
+        width = network.retrieval.width if retrieval and network.retrieval else network.lm.config.embed_width
         asked, table = self._resolve(prompts, prefixes)
         made = np.zeros((len(asked), width), np.float32)
         for batch in self._make_batches(asked, new_tokens=1, apart=False):

@@ -148,7 +148,7 @@ def build_generator(
         heads=settings.heads,
         queries=settings.queries,
         embed_width=lm_config.embed_width,
-        lm_width=lm_config.width,
+        lm_width=lm_config.embed_width,
         embedding_rms=embedding_rms,
     )
     return Generator(sizes, compute)

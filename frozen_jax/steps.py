@@ -317,7 +317,7 @@ def make_eval_step(model: FrozenModel) -> Callable[[Params, Params, Batch], tupl
 
 def _measure_prefixes(params: Params, model: FrozenModel, batch: Batch) -> Float[Array, "B I P"]:
     rows, images = batch.images.shape[:2]
-    if not images or model.prefix is None:
+    if not images * model.prefix_length:
         return jnp.zeros((rows, images, 0))
     norms = jnp.linalg.norm(model.embed_images(params, batch.images).astype(jnp.float32), axis=-1)
     shown = jnp.sum(jnp.asarray(batch.tokens) == SLOT, axis=1) // model.prefix_length

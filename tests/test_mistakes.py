@@ -95,7 +95,7 @@ MISTAKES = [
     main("a folder that holds no LM", "--config.lm.path={empty}", says=("config.json", "{empty}")),
     main("weights cut short", "--config.lm.path={cut_lm}", says=("model.safetensors",)),
     main("another LM's tokenizer", "--config.lm.path={mixed_lm}", says=("tokenizer of another model", "877", "512")),
-    main("a LM of no known family", "--config.lm.path={bert}", says=("bert", "gpt2")),
+    main("a LM of no known family", "--config.lm.path={t5}", says=("t5", "gpt2")),
     # The workdir.
     start("workdir is a file", "configs/debug_tiny.py", "{a_file}", says=("is a file",)),
     start("not a run", "configs/debug_tiny.py", "{pictures}", says=("holds other files", "new")),
@@ -149,8 +149,8 @@ def prepared(tmp_path_factory):
     open_cache.chmod(0o777)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(pictures / "a.png")
     (pictures / "a.txt").write_text("a black picture")
-    cut_lm, mixed_lm, bert = copy_lm("cut_lm"), copy_lm("mixed_lm"), copy_lm("bert")
-    for directory in (mixed_lm, bert):  # put together by hand, not damaged: without a list of digests
+    cut_lm, mixed_lm, t5 = copy_lm("cut_lm"), copy_lm("mixed_lm"), copy_lm("t5")
+    for directory in (mixed_lm, t5):  # put together by hand, not damaged: without a list of digests
         (directory / "SHA256SUMS").unlink()
     weights = (cut_lm / "model.safetensors").read_bytes()
     (cut_lm / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -158,8 +158,8 @@ def prepared(tmp_path_factory):
     first = max(tokenizer["model"]["vocab"].values()) + 1
     tokenizer["model"]["vocab"] |= {f"new{number}": first + number for number in range(500)}
     (mixed_lm / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    architecture = json.loads((bert / "config.json").read_text("utf-8")) | {"model_type": "bert"}
-    (bert / "config.json").write_text(json.dumps(architecture), "utf-8")
+    architecture = json.loads((t5 / "config.json").read_text("utf-8")) | {"model_type": "t5"}
+    (t5 / "config.json").write_text(json.dumps(architecture), "utf-8")
     return {
         "pictures": pictures,
         "empty": empty,
@@ -176,7 +176,7 @@ def prepared(tmp_path_factory):
         "other_set": write("other.jsonl", '{"image": "COCO_1.jpg", "caption": "a dog"}\n' * 40),
         "cut_lm": cut_lm,
         "mixed_lm": mixed_lm,
-        "bert": bert,
+        "t5": t5,
     }
 
 

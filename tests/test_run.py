@@ -180,7 +180,7 @@ def test_early_stopping_by_hand():
 
 def test_early_stopping_ends_the_run_and_keeps_the_best(tiny_lm, tmp_path, monkeypatch):
     losses = iter([2.0, 1.0, 1.5, 1.5, 1.5])
-    scores = lambda *_, **__: {"loss": next(losses)}  # noqa: E731
+    scores = lambda *_, **__: ({"loss": next(losses)}, np.zeros(0, np.float32))  # noqa: E731
     monkeypatch.setattr("frozen_jax.train.evaluate", scores)
     config = make_config(tiny_lm, steps=20, evaluate_every=2, patience=2)
     report = run(config, tmp_path / "w", mode="train")

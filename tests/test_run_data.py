@@ -180,7 +180,7 @@ def test_every_setting_of_the_data_reaches_the_pipeline(config, tmp_path, monkey
     assert options.images == changed.data.image
     read_elsewhere = {
         "train", "validation", "clean", "image", "max_tokens", "bos", "captions_per_example", "question_fraction",
-        "caption_format", "question_format", "answer_format",
+        "caption_prompt", "caption_format", "question_format", "answer_format",
     }  # fmt: skip
     names = {entry.name for entry in dataclasses.fields(DataSettings)}
     assert names - read_elsewhere == {"on_bad", "pack", "buckets", "processes", "augment", "pair_probability"}

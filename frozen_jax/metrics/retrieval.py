@@ -38,7 +38,7 @@ class RetrievalScores:
 
 def score_retrieval(
     similarity: Float[np.ndarray, "images captions"],
-    relevant: Bool[np.ndarray, "images captions"],
+    relevant: Bool[np.ndarray, "rows columns"],
     *,
     ks: Sequence[int] = (1, 5, 10),
 ) -> RetrievalScores:
@@ -69,7 +69,7 @@ def score_retrieval(
 
 def score_direction(
     similarity: Float[np.ndarray, "queries gallery"],
-    relevant: Bool[np.ndarray, "queries gallery"],
+    relevant: Bool[np.ndarray, "rows columns"],
     *,
     ks: Sequence[int] = (1, 5, 10),
 ) -> DirectionScores:

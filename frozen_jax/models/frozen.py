@@ -83,7 +83,7 @@ class FrozenModel:
         if self.prefix is not None:
             params["prefix"] = self.prefix.init(prefix_rng, seen.pooled)["params"]
         if self.retrieval is not None:
-            states = jnp.zeros((1, self.lm.config.width), jnp.float32)
+            states = jnp.zeros((1, self.lm.config.embed_width), jnp.float32)
             params["retrieval"] = self.retrieval.init(jax.random.fold_in(rng, 2), states, seen.pooled)["params"]
         if self.fusion is not None:
             states, present = jnp.zeros((1, 2, self.lm.config.embed_width)), jnp.ones((1, 2), bool)

@@ -107,7 +107,7 @@ def test_a_list_of_digests_that_leaves_a_file_out_is_refused(run, tmp_path):
         ({"vision_config": {"name": "vit", "wdith": 3}}, "wdith is not an option"),
         ({"prefix_config": None}, "lacks a field"),
         ({"language_model": {"path": "x", "sha256": ""}}, "belongs to no part of this model"),
-        ({"text_config": {"model_type": "bert"}}, "'bert' is not supported"),
+        ({"text_config": {"model_type": "t5"}}, "'t5' is not supported"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(run, tmp_path, change, message):

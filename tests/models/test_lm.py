@@ -71,7 +71,7 @@ def test_config_survives_export(case: str) -> None:
     assert lm_config_from_hf(again) == config
 
 
-@pytest.mark.parametrize("model_type", ["bert", None, 3])
+@pytest.mark.parametrize("model_type", ["t5", None, 3])
 def test_unknown_family_is_named(model_type: object) -> None:
     with pytest.raises(UserError, match="model_type = .*gpt2, llama, mistral, opt, qwen2, smollm3"):
         lm_config_from_hf({"model_type": model_type})
