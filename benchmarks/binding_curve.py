@@ -57,7 +57,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
         axis.axhline(100 / ways, color="gray", linestyle=":", label="chance")
         axis.set(title=f"{ways} ways, 1 inner-shot, with induction", xlabel="steps of the text stages", ylim=(0, 102))
     axes[0].set_ylabel("strict accuracy, percent")
-    axes[1].legend(fontsize="small")
+    axes[0].legend(fontsize="small", loc="lower center")
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     pyplot.close(figure)

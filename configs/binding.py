@@ -5,8 +5,8 @@
     python -m frozen_jax.main --config=configs/binding.py --workdir=runs/binding
 
 The first two make the language model, from text alone. The third trains the vision side on easy-VQA's pictures with
-single captions; no prompt of several pictures and no new name is in its training. Then it is asked to name test
-pictures by names that it meets in the prompt, beside the blind control and the text oracle. Episodes, and what was
+single captions, two pictures with their captions in most rows; no new name is in its training. Then it is asked to name
+test pictures by names that it meets in the prompt, beside the blind control and the text oracle. Episodes, and what was
 reached: `docs/binding.md`.
 """
 
@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
     config.data.caption_format = " {caption}"
     config.data.caption_prompt = " This is a"
     config.data.bos = True
+    # Two pictures with their captions in most rows: with one alone nothing is bound through pictures.
+    config.data.pair_probability = 0.7
     config.data.augment.flip = True
     config.optim.learning_rate = 4e-3
     config.optim.schedule = "cosine"
@@ -45,6 +47,6 @@ def get_config() -> ConfigDict:
     config.evaluate.batch_size = 64
     config.evaluate.fewshot.episodes = "runs/binding_episodes"
     config.evaluate.fewshot.ways = (2, 5)
-    config.evaluate.fewshot.inner_shots = (1, 3)
-    config.evaluate.fewshot.repeats = (0, 1)
+    config.evaluate.fewshot.inner_shots = (1, 3, 5)
+    config.evaluate.fewshot.repeats = (0, 1, 3)
     return config
