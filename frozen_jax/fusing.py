@@ -1,8 +1,10 @@
 """A model of `config.fusion` in use: vectors and classes of items that have a picture and a text.
 
-model = frozen_jax.load("runs/fusion")
-fused = fuse(model, [(pathlib.Path("0.png"), "what color is the shape?")])
-classes = model.network.fusion.classes
+    model = frozen_jax.load("runs/fusion")
+    fused = fuse(model, [(pathlib.Path("0.png"), "what color is the shape?")])
+    classes = model.network.fusion.classes
+
+`tasks/fusion.py` measures by it.
 """
 
 from __future__ import annotations
@@ -23,12 +25,10 @@ from frozen_jax.data.images import load_image
 from frozen_jax.data.text import Piece, RowLayout, text_row
 from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.prompt import round_up
 from frozen_jax.prompt_batches import fill_up
 from frozen_jax.sharding import find_row_sharding
 from frozen_jax.state import Params
-
-LENGTHS = 8
-"""Texts are padded to multiples of this, so that few shapes are compiled."""
 
 
 class Fused(NamedTuple):
@@ -93,7 +93,7 @@ def _lay_out(model: Model, texts: Sequence[str]) -> Int[np.ndarray, "R S"]:
     limit = model.network.lm.config.max_positions
     if longest > limit:
         raise UserError(f"a text takes {longest} tokens, and the language model has {limit} positions; shorten it")
-    length = min(-(-longest // LENGTHS) * LENGTHS, limit)
+    length = min(round_up(longest), limit)
     layout = RowLayout(max_tokens=length, prefix_length=0, bos_id=bos_id, eos_id=model.tokenizer.eos_id)
     rows = [text_row([Piece((), prompt=ids, images=0)], layout=layout)[0] for ids in words]
     return np.stack(rows) if rows else np.zeros((0, length), np.int32)

@@ -6,7 +6,8 @@ Prompts name pictures by their row in a table of prefixes, so another table show
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,21 @@ def shuffle_without_fixed_points(size: int, *, seed: int) -> list[int]:
     random.Random(seed).shuffle(order)
     following = dict(zip(order, order[1:] + order[:1], strict=True))
     return [following[index] for index in range(size)]
+
+
+def guess_commonest(training: Iterable[tuple[str, str]], texts: Sequence[str]) -> tuple[str, list[str]]:
+    """Answers without a picture: the commonest answer, and for each text the commonest that this text has.
+
+    Args:
+        training: (text, answer) pairs that are counted, at least one; of equal counts the first wins.
+        texts: that are answered; one that was never counted gets the commonest answer of all.
+    """
+    overall: Counter[str] = Counter()
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    for text, answer in training:
+        overall[answer] += 1
+        by_text[text][answer] += 1
+    return overall.most_common(1)[0][0], [by_text.get(text, overall).most_common(1)[0][0] for text in texts]
 
 
 def summarise_seeds(figures: Sequence[float]) -> dict[str, Any]:

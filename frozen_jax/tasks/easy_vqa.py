@@ -25,7 +25,7 @@ from frozen_jax.metrics.vqa import vqa_accuracy
 from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, Prompt
 from frozen_jax.report import draw_samples
-from frozen_jax.tasks.controls import Models, list_views
+from frozen_jax.tasks.controls import Models, guess_commonest, list_views
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 
@@ -199,17 +199,9 @@ def score_baselines(tests: QuestionSet) -> dict[str, float]:
 
     Both are counted on the training questions.
     """
-    train = EasyVQA("train").questions
-    majority = Counter(question.answer for question in train).most_common(1)[0][0]
-    by_question: dict[str, Counter[str]] = defaultdict(Counter)
-    for question in train:
-        by_question[question.question][question.answer] += 1
-
-    def guess(question: EasyQuestion) -> str:
-        counted = by_question[question.question].most_common(1)
-        return counted[0][0] if counted else majority
-
+    pairs = ((question.question, question.answer) for question in EasyVQA("train").questions)
+    majority, guesses = guess_commonest(pairs, [question.question for question in tests.questions])
     return {
         "majority": accuracy([majority] * len(tests.questions), tests.questions),
-        "question_only": accuracy([guess(question) for question in tests.questions], tests.questions),
+        "question_only": accuracy(guesses, tests.questions),
     }

@@ -5,7 +5,6 @@ Figures in percent. The ablation over kinds of fusion is `benchmarks/fusion_tabl
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,14 @@ from frozen_jax.errors import UserError
 from frozen_jax.fusing import Fused, fuse
 from frozen_jax.metrics.retrieval import score_direction
 from frozen_jax.prompt import Image
-from frozen_jax.tasks.controls import Models, images_of, read_records, shuffle_without_fixed_points, source_line
+from frozen_jax.tasks.controls import (
+    Models,
+    guess_commonest,
+    images_of,
+    read_records,
+    shuffle_without_fixed_points,
+    source_line,
+)
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 GALLERY = 1000
@@ -96,14 +102,8 @@ def list_class_names(model: Model) -> tuple[str, ...]:
 
 def _score_baselines(training: Source, items: Sequence[Item], config: Config) -> dict[str, float]:
     """Naming the commonest class, and the commonest class with each text, both counted on the training items."""
-    overall: Counter[str] = Counter()
-    by_text: dict[str, Counter[str]] = defaultdict(Counter)
-    for index in range(len(training)):
-        for text, label in list_items(training.record(index), config.fusion):
-            overall[label] += 1
-            by_text[text][label] += 1
-    guesses = [by_text.get(item.text, overall).most_common(1)[0][0] for item in items]
-    majority = overall.most_common(1)[0][0]
+    pairs = (pair for index in range(len(training)) for pair in list_items(training.record(index), config.fusion))
+    majority, guesses = guess_commonest(pairs, [item.text for item in items])
     return {
         "majority": _percent([item.label == majority for item in items]),
         "question_only": _percent([guess == item.label for guess, item in zip(guesses, items, strict=True)]),
