@@ -19,7 +19,12 @@ _LONGEST = 3
 _SENSES = 2
 """Senses of a noun that count, the commonest ones: "tiger" is a person by the first and an animal by the second."""
 
+_MEASURE = re.compile(r"\b(?:pair|pairs|lot|lots|bunch|set|piece|pieces|kind|kinds) of\b")
+
 _WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
+_NO_NOUNS = frozenset(["a", "an", "be", "do", "have", "he", "it", "me", "no", "the", "us"])
+"""Words that WordNet lists for names of things and letters ("a", "us") and that are no nouns in captions."""
+
 _PHRASE_END = re.compile(
     r"[,.;:!?()]|(?<![-'])\b(?:with|without|of|in|on|at|for|from|by|to|and|or|that|which|who|as|is|are|has|above|below|behind|"
     r"under|over|near|into|onto|against|like)\b(?![-'])"
@@ -89,7 +94,7 @@ def read_wordnet(directory: str | Path) -> WordNet:
             f"{folder} does not hold WordNet's nouns ({error}); "
             "give the directory of data.noun, index.noun and noun.exc"
         ) from error
-    return WordNet(senses, words, hypernyms, irregular)
+    return WordNet({n: places for n, places in senses.items() if n not in _NO_NOUNS}, words, hypernyms, irregular)
 
 
 def _lines(path: Path) -> list[str]:
@@ -104,10 +109,10 @@ def head_noun(caption: str, wordnet: WordNet) -> str:
     """Returns the singular of a caption's head noun: "fire truck" of "Two red fire trucks with ladders.".
 
     It is the last noun, of at most three words, that WordNet knows in what stands before the first preposition,
-    conjunction, copula, mark, or participle behind a noun ("woman dancing"); its last word where WordNet knows none;
-    "" where there is no word.
+    conjunction, copula, mark, or participle behind a noun ("woman dancing"), measures left out ("a pair of"); its last
+    word where WordNet knows none; "" where there is no word.
     """
-    phrase = caption.lower().replace("’", "'").strip()
+    phrase = _MEASURE.sub(" ", caption.lower().replace("’", "'"))
     whole = _WORD.findall(phrase)
     words = next((found for part in _PHRASE_END.split(phrase) if (found := _WORD.findall(part))), whole)
     for place in range(1, len(words)):

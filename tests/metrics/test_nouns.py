@@ -27,6 +27,7 @@ INDEX = HEADER + "".join(
         "fire_engine": ["00000004"],
         "truck": ["00000005"],
         "knave": ["00000006"],
+        "a": ["00000001"],
         "woman": ["00000007"],
     }.items()
 )
@@ -50,6 +51,8 @@ def wordnet(tmp_path_factory):
         ("A truck, and a dog", "truck"),
         ("an unheard-of gizmo", "gizmo"),
         ("With a dog", "dog"),
+        ("A pair of dogs.", "dog"),
+        ("A gizmo.", "gizmo"),  # "a" is a noun in WordNet
         ("123 !", ""),
     ],
 )
