@@ -67,8 +67,8 @@ class VisionSettings:
     Attributes:
         name: from `models.vision`; "" trains on text alone.
         options: of that encoder.
-        path: directory, file (safetensors or torch) or hub id with its pre-trained weights, which have to fit the
-            options (docs/export.md); "" draws them.
+        path: directory (of an exported run, too), file (safetensors or torch) or hub id with its pre-trained weights,
+            which have to fit the options (docs/export.md); "" draws them.
         freeze: the encoder never changes either, and the prefix alone is trained.
         feature_cache: directory in which a frozen encoder's features of all pictures are kept: each picture is encoded
             once, by whichever run needs it first, and training neither opens pictures nor runs the encoder. All
