@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from frozen_jax.adapters import adapt_lm
 from frozen_jax.batch import Batch
 from frozen_jax.build import build_model, choose_dtype, resolve_path
 from frozen_jax.config import Config
 from frozen_jax.language_model import read_lm_config
-from frozen_jax.lora import draw_lora
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import LMConfig, lm_config_from_hf
 from frozen_jax.models.vision import build_vision
@@ -78,8 +78,8 @@ def abstract_run(config: Config, mesh: AnyMesh, *, platform: str = "") -> Abstra
         **jax.eval_shape(draw, key),
         **jax.eval_shape(model.init_generator, key),
     }
-    if config.lm.lora_rank:
-        adapt = functools.partial(draw_lora, rank=config.lm.lora_rank)
+    if config.adapts_lm:
+        adapt = functools.partial(adapt_lm, lora_rank=config.lm.lora_rank, settings=config.adaptation)
         params["lm"] = jax.eval_shape(adapt, key, params["lm"])
     vision_trains = not config.vision.freeze
     rules = list_label_rules(params, lm_trains=config.lm.mode != "frozen", vision_trains=vision_trains)

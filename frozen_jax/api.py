@@ -25,8 +25,9 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
+from frozen_jax.adapters import count_prompt
 from frozen_jax.answers import Answers, answer_batches
-from frozen_jax.batch import PAD
+from frozen_jax.batch import PAD, open_row
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.records import FileSlice
 from frozen_jax.decode import DecodeConfig, generate, prepare_decoding
@@ -417,20 +418,18 @@ class Model:
     def _encode(self, prompts: Sequence[Prompt], *, new_tokens: int) -> list[Encoded]:
         """Returns the ids of prompts; `check_room` refuses what is too long."""
         cached = functools.lru_cache(maxsize=65536)(self.tokenizer.encode)
-        length, bos_id = self.network.prefix_length, self.tokenizer.bos_id if self.bos else None
-        encode = functools.partial(encode_prompt, encode=cached, prefix_length=length)
-        rows = [encode(prompt, bos_id=bos_id) for prompt in prompts]
+        bos_id = self.tokenizer.bos_id if self.bos else None
+        opening = open_row(bos_id, prompt_length=count_prompt(self.params))
+        encode = functools.partial(encode_prompt, encode=cached, prefix_length=self.network.prefix_length)
+        rows = [encode(prompt, opening=opening) for prompt in prompts]
+        limit = self.network.lm.config.max_positions
         check_room(
-            prompts,
-            rows,
-            new_tokens=new_tokens,
-            limit=self.network.lm.config.max_positions,
-            measure=lambda parts: len(encode(parts, bos_id=None)),
+            prompts, rows, new_tokens=new_tokens, limit=limit, measure=lambda parts: len(encode(parts, opening=()))
         )
         encoded = []
         for prompt, ids in zip(prompts, rows, strict=True):
             part = find_query(prompt)
-            start = len(encode(prompt[:part], bos_id=bos_id)) if part else 0
+            start = len(encode(prompt[:part], opening=opening)) if part else 0
             encoded.append(Encoded(prompt, ids, part, start) if start < len(ids) else Encoded(prompt, ids))
         return encoded
 

@@ -12,7 +12,7 @@ A row of tokens with P = 2, right-padded as in training (prompts are left-padded
     tokens     bos  SLOT SLOT  a   red  dot  eos  PAD
     loss_mask   0    0    0    1    1    1    1    0      1 where this token is to be predicted from those before it
 
-SLOT and PAD are negative, so that no word of any vocabulary can be mistaken for them.
+SLOT, PAD and learned vectors are negative, so that no word of any vocabulary can be mistaken for them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,25 @@ PAD = -2
 """Token id of a position that holds nothing: masked out of attention and loss."""
 
 
+PROMPT = -3
+"""Token id of the first learned vector in front of a text (`adapters.py`); the others have the ids below it."""
+
+
+def open_row(bos_id: int | None, *, prompt_length: int) -> tuple[int, ...]:
+    """Returns the ids that a text begins with: bos, where there is one, and `prompt_length` learned vectors.
+
+    bos  PROMPT  PROMPT-1  …  SLOT SLOT  a   red  dot
+    """
+    return (*(() if bos_id is None else (bos_id,)), *range(PROMPT, PROMPT - prompt_length, -1))
+
+
 class Batch(NamedTuple):
     """One global batch of training or scoring examples: numpy on the host, then jax on the devices.
 
     Attributes:
         images: pixels 0..255, RGB; or the features that a frozen encoder has made of them before training
             (`features.py`). I = 0 for text-only training.
-        tokens: word ids, SLOT or PAD.
+        tokens: word ids, SLOT, PAD or, from PROMPT down, learned vectors.
         loss_mask: 1 where the token is to be predicted, else 0.
         sample_ids: numbers of the examples in their source, row by row, for error messages and replay; several per row
             where a row holds several pairs, so that their number is a multiple of B.
@@ -54,12 +66,13 @@ class Batch(NamedTuple):
     labels: Int32[Array | np.ndarray, " B"] | None = None
 
 
-def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:
+def validate(batch: Batch, *, prefix_length: int, vocab_size: int, prompt_length: int = 0) -> None:
     """Checks a host batch before it goes to the devices.
 
     Args:
         prefix_length: P, slots per image.
         vocab_size: V; word ids must lie in [0, V).
+        prompt_length: learned vectors in front of a text.
 
     Raises:
         UserError: a shape, dtype, id range or slot count does not fit; the message names the example.
@@ -84,7 +97,7 @@ def validate(batch: Batch, *, prefix_length: int, vocab_size: int) -> None:
             f"batch: example {names[row]} has {slots[row]} image slots, needs {images} images x "
             f"{prefix_length} slots = {images * prefix_length}; was the text cut? raise data.max_tokens"
         )
-    wrong = (batch.tokens < PAD) | (batch.tokens >= vocab_size)
+    wrong = (batch.tokens <= PROMPT - prompt_length) | (batch.tokens >= vocab_size)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise UserError(

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from frozen_jax.adapters import adapt_lm
 from frozen_jax.config import Config
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import LanguageModel, fingerprint_params, load_lm
-from frozen_jax.lora import draw_lora
 from frozen_jax.models.bert import BERTConfig
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.fusion import Fusion
@@ -192,8 +192,8 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     lm_params = lm.params
     if config.lm.mode == "scratch":
         lm_params = jax.jit(FrozenModel(build_lm(lm.config, dtype=compute)).init_lm)(lm_rng)["lm"]
-    if config.lm.lora_rank:
-        lm_params = draw_lora(lm_rng, lm_params, rank=config.lm.lora_rank)
+    if config.adapts_lm:
+        lm_params = adapt_lm(lm_rng, lm_params, lora_rank=config.lm.lora_rank, settings=config.adaptation)
     table = jnp.asarray(lm_params["embed"]["embedding"], jnp.float32)
     rms = float(jnp.sqrt(jnp.mean(jnp.square(table))))
     model = build_model(config, lm.config, compute=compute, embedding_rms=rms)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from frozen_jax.adaptation_settings import AdaptationSettings, check_adaptation
 from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
@@ -25,39 +26,13 @@ from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
 from frozen_jax.fault_settings import FaultSettings, check_faults
 from frozen_jax.fusion_settings import FusionSettings, check_fusion
 from frozen_jax.generator_settings import GeneratorSettings, check_generator
+from frozen_jax.lm_settings import LMSettings, check_lm
 from frozen_jax.retrieval_settings import RetrievalSettings, check_retrieval
 from frozen_jax.telemetry_settings import TelemetrySettings, check_telemetry
 
 FREE_SECTIONS = ("checkpoint", "evaluate", "faults", "mesh", "profile", "telemetry")
 """Sections that may differ from one start of a run to the next: how it is guarded, what is measured and shown, where it
 runs."""
-
-LMMode = Literal["frozen", "finetuned", "scratch"]
-
-
-@dataclass(frozen=True)
-class LMSettings:
-    """The language model.
-
-    Attributes:
-        path: a Hugging Face directory, a `.gguf` file, a hub id or `package:NAME`, a model that ships with this
-            package; "" builds `architecture` from scratch and trains a tokenizer on the training texts.
-        mode: the paper's controls. `frozen`: pre-trained, never changes. `finetuned`: pre-trained and trained along.
-            `scratch`: same architecture, random weights, trained along.
-        weights: `int8` stores the frozen kernels in half the memory of bfloat16, with one scale per output.
-        lora_rank: R of low-rank adapters beside the frozen layers (`lora.py`), which train along; 0 is none.
-        dtype: of the frozen weights and of computation; `auto` is bfloat16 on accelerators and float32 on CPU.
-        architecture: a Hugging Face `config.json` as a dict, for `path=""` alone.
-        remat: what the backward pass through the layers computes again instead of storing it.
-    """
-
-    path: str = ""
-    mode: LMMode = "frozen"
-    weights: Literal["float", "int8"] = "float"
-    lora_rank: int = 0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    architecture: dict[str, Any] = field(default_factory=dict)
-    remat: Literal["none", "dots", "full"] = "none"
 
 
 @dataclass(frozen=True)
@@ -67,8 +42,8 @@ class VisionSettings:
     Attributes:
         name: from `models.vision`; "" trains on text alone.
         options: of that encoder.
-        path: directory, file (safetensors or torch) or hub id with its pre-trained weights, which have to fit the
-            options (docs/export.md); "" draws them.
+        path: directory (of an exported run, too), file (safetensors or torch) or hub id with its pre-trained weights,
+            which have to fit the options (docs/export.md); "" draws them.
         freeze: the encoder never changes either, and the prefix alone is trained.
         feature_cache: directory in which a frozen encoder's features of all pictures are kept: each picture is encoded
             once, by whichever run needs it first, and training neither opens pictures nor runs the encoder. All
@@ -192,6 +167,7 @@ class Config:
     seed: int = 0
     blind: bool = False
     lm: LMSettings = field(default_factory=LMSettings)
+    adaptation: AdaptationSettings = field(default_factory=AdaptationSettings)
     vision: VisionSettings = field(default_factory=VisionSettings)
     prefix: PrefixSettings = field(default_factory=PrefixSettings)
     fusion: FusionSettings = field(default_factory=FusionSettings)
@@ -211,6 +187,11 @@ class Config:
     def uses_pictures(self) -> bool:
         """Whether training rows have pictures: seen by an encoder, or drawn by a generator."""
         return bool(self.vision.name or self.generator.name)
+
+    @property
+    def adapts_lm(self) -> bool:
+        """Whether something trains beside a frozen language model."""
+        return bool(self.lm.lora_rank) or self.adaptation != AdaptationSettings()
 
     @property
     def pairs_per_row(self) -> int:
@@ -237,10 +218,15 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def list_free_sections(config: Config) -> tuple[str, ...]:
+    """Returns `FREE_SECTIONS` and those that are off: a run that was made before there were any is still the same."""
+    off = {"generator": not config.generator.name, "adaptation": config.adaptation == AdaptationSettings()}
+    return (*FREE_SECTIONS, *(name for name, is_off in off.items() if is_off))
+
+
 def identify(config: Config) -> dict[str, Any]:
-    """Returns what makes a run this one and no other: everything but `FREE_SECTIONS`, and no generator that is off, so
-    that a run which was made before there were any is still the same."""
-    left_out = FREE_SECTIONS if config.generator.name else (*FREE_SECTIONS, "generator")
+    """Returns what makes a run this one and no other: everything but the free sections."""
+    left_out = list_free_sections(config)
     return {name: section for name, section in to_dict(config).items() if name not in left_out}
 
 
@@ -329,7 +315,6 @@ def _check(config: Config) -> None:
     ):
         require(0 <= share < 1, name, share, "it must be at least 0 and less than 1")
     for name, amount in (
-        ("lm.lora_rank", config.lm.lora_rank),
         ("optim.learning_rate", config.optim.learning_rate),
         ("optim.weight_decay", config.optim.weight_decay),
         ("optim.clip_norm", config.optim.clip_norm),
@@ -354,27 +339,11 @@ def _check(config: Config) -> None:
         f"it must be a multiple of optim.accumulate={config.optim.accumulate}, which cuts it in equal parts, times "
         f"{config.pairs_per_row} pairs in a row (data.pack, data.pair_probability)",
     )
-    if config.lm.path:
-        require(
-            not config.lm.architecture,
-            "lm.architecture",
-            "a dict",
-            f"lm.path={config.lm.path!r} brings its own architecture; give only one of the two",
-        )
-    else:
-        require(bool(config.lm.architecture), "lm.path", "", "give a directory or hub id, or lm.architecture")
-        rule = "a model that is not loaded from lm.path has random weights; set lm.mode='scratch' or give lm.path"
-        require(config.lm.mode == "scratch", "lm.mode", config.lm.mode, rule)
-    require(
-        config.lm.weights == "float" or config.lm.mode == "frozen",
-        "lm.weights",
-        config.lm.weights,
-        f"with lm.mode={config.lm.mode!r} the weights train, and steps smaller than their rounding would be lost; set "
-        "lm.weights='float' or lm.mode='frozen'",
-    )
-    rule = f"with lm.mode={config.lm.mode!r} all weights train; set lm.lora_rank=0 or lm.mode='frozen'"
-    require(config.lm.mode == "frozen" or not config.lm.lora_rank, "lm.lora_rank", config.lm.lora_rank, rule)
+    check_lm(config.lm, require)
     task, draws = config.evaluate.task, bool(config.generator.name)
+    use = "the generator" if draws else "the fusion" if config.fusion.kind else ""
+    lora, mode = config.lm.lora_rank, config.lm.mode
+    check_adaptation(config.adaptation, require, lora_rank=lora, lm_mode=mode, task=task, other_use=use)
     rule = (
         "only a generator draws pictures, and it does nothing else; set it to 'generate' with generator.name, or 'none'"
     )
@@ -404,7 +373,8 @@ def _check(config: Config) -> None:
         require(config.vision.freeze or not cache, "vision.feature_cache", cache, rule)
         rule = "the features are those of unchanged pictures; leave data.augment at its defaults, or this empty"
         require(not cache or config.data.augment == AugmentOptions(), "vision.feature_cache", cache, rule)
-        slots = (config.prefix.length + int(config.data.bos)) * config.data.pack
+        taken = config.prefix.length + int(config.data.bos) + config.adaptation.prompt_length
+        slots = taken * config.data.pack
         require(
             config.data.max_tokens > slots + config.data.pack,
             "data.max_tokens",
@@ -413,11 +383,11 @@ def _check(config: Config) -> None:
         )
     else:
         require(
-            config.lm.mode != "frozen" or bool(config.lm.lora_rank) or draws,
+            config.lm.mode != "frozen" or config.adapts_lm or draws,
             "lm.mode",
             config.lm.mode,
-            "without vision.name nothing would be trained; set lm.mode or lm.lora_rank, or name a vision encoder or a "
-            "generator",
+            "without vision.name nothing would be trained; set lm.mode, lm.lora_rank or adaptation, or name a vision "
+            "encoder or a generator",
         )
         for option in ("freeze", "path", "feature_cache"):
             given = getattr(config.vision, option)

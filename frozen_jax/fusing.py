@@ -48,7 +48,8 @@ def fuse(model: Model, items: Sequence[tuple[Picture, str]]) -> Fused:
 
     Args:
         model: that was trained with `config.fusion.kind`.
-        items: pictures with their texts, worded as in training. A picture that comes again is opened once.
+        items: pictures with their texts, worded as in training; the kind `image` reads none, which may then be "". A
+            picture that comes again is opened once.
 
     Raises:
         UserError: the model has no fusion, a picture cannot be opened, or a text is empty or too long.
@@ -56,7 +57,7 @@ def fuse(model: Model, items: Sequence[tuple[Picture, str]]) -> Fused:
     network = model.network
     if network.fusion is None:
         raise UserError("this model predicts words; train one that names classes with config.fusion.kind")
-    tokens = _lay_out(model, [text for _, text in items])
+    tokens = _lay_out(model, [text for _, text in items], wordless=network.fusion.kind == "image")
     pixels, places = _open(model, [picture for picture, _ in items])
     sharding = find_row_sharding(model.params)
     devices = 1 if sharding is None else sharding.mesh.shape["data"]
@@ -82,11 +83,11 @@ def _run(
     return vectors, jax.nn.softmax(logits, axis=-1)
 
 
-def _lay_out(model: Model, texts: Sequence[str]) -> Int[np.ndarray, "R S"]:
-    """Returns rows of tokens as in training: bos, words, eos, padding."""
+def _lay_out(model: Model, texts: Sequence[str], *, wordless: bool) -> Int[np.ndarray, "R S"]:
+    """Returns rows of tokens as in training: bos, words (or none, where that is allowed), eos, padding."""
     encode = functools.lru_cache(maxsize=65536)(model.tokenizer.encode)
     words = [encode(text) for text in texts]
-    if not all(words):
+    if not all(words) and not wordless:
         raise UserError(f"item {words.index([])} has the text {texts[words.index([])]!r}; give it at least one word")
     bos_id = model.tokenizer.bos_id if model.bos else None
     longest = max(map(len, words), default=0) + (bos_id is not None) + 1

@@ -6,8 +6,7 @@ begins at the language model itself. No weight gradient of a kernel is ever comp
 
     kernel  [L, D, F]  →  lora_down  f32 [L, D, R],  lora_up  f32 [L, R, F]
 
-Source: Hu et al. 2021, arXiv 2106.09685, with its scale alpha equal to the rank R; beside a prefix that sees, adapters
-are those of MAGMA (Eichenberg et al. 2021, arXiv 2112.05253).
+Source: Hu et al. 2021, arXiv 2106.09685, with its scale alpha equal to the rank R. Other additions: `adapters.py`.
 """
 
 from __future__ import annotations
@@ -48,13 +47,6 @@ def draw_lora(rng: Key[Array, ""], params: Params, *, rank: int) -> Params:
     return unflatten(flat | factors)
 
 
-def split_lora(params: Params) -> tuple[Params, Params]:
-    """Splits a language model into its own parameters and its factors, which are {} where it has none."""
-    flat = flatten(params)
-    factors = {path: leaf for path, leaf in flat.items() if re.fullmatch(FACTORS, path)}
-    return unflatten({path: leaf for path, leaf in flat.items() if path not in factors}), unflatten(factors)
-
-
 def merge_lora(params: Params) -> Params:
     """Returns a language model's parameters, on the host, with its factors multiplied out into the kernels, as any
     program reads them; a language model without factors comes back as it is.
@@ -62,13 +54,11 @@ def merge_lora(params: Params) -> Params:
     Args:
         params: with kernels of float numbers (`quantise.dequantise_lm`).
     """
-    own, factors = split_lora(params)
-    flat, flat_factors = flatten(own), flatten(factors)
-    for path in [path for path in flat_factors if path.endswith("lora_down")]:
+    flat = flatten(params)
+    factors = {path: np.asarray(flat.pop(path)) for path in list(flat) if re.fullmatch(FACTORS, path)}
+    for path in [path for path in factors if path.endswith("lora_down")]:
         place = path.removesuffix("lora_down")
-        kernel, down, up = (
-            np.asarray(leaf) for leaf in (flat[f"{place}kernel"], flat_factors[path], flat_factors[f"{place}lora_up"])
-        )
+        kernel, down, up = np.asarray(flat[f"{place}kernel"]), factors[path], factors[f"{place}lora_up"]
         change = np.stack([np.tensordot(down[layer], up[layer], 1) for layer in range(len(kernel))])
         flat[f"{place}kernel"] = (kernel.astype(np.float32) + change).astype(kernel.dtype)
     return unflatten(flat)

@@ -16,6 +16,7 @@ import jax.monitoring
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from frozen_jax.adapters import count_prompt
 from frozen_jax.api import Model, Picture, PromptParts
 from frozen_jax.flops import count_answer
 from frozen_jax.prompt import Image
@@ -140,7 +141,8 @@ class MeteredModel(Model):
         self.meter.pictures += sum(
             len({part.row if isinstance(part, Image) else id(part) for part in one}) for one in pictures
         )
-        self.meter.positions += self.bos * len(prompts) + self.network.prefix_length * sum(map(len, pictures))
+        self.meter.positions += (self.bos + count_prompt(self.params)) * len(prompts)
+        self.meter.positions += self.network.prefix_length * sum(map(len, pictures))
         self.meter.positions += sum(
             self._length(part) for prompt in prompts for part in prompt if isinstance(part, str)
         )

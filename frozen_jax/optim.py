@@ -6,8 +6,8 @@ import re
 
 import optax
 
+from frozen_jax.adapters import ADDED
 from frozen_jax.config import OptimSettings
-from frozen_jax.lora import FACTORS
 from frozen_jax.models.vision import FROZEN_STATISTICS
 from frozen_jax.state import FROZEN, TRAINABLE, LabelRules, Params, flatten, map_with_path, match_rules
 
@@ -23,8 +23,8 @@ def list_label_rules(params: Params, *, lm_trains: bool, vision_trains: bool = T
         lm_trains: the `finetuned` and `scratch` controls and the text stage.
         vision_trains: not where `vision.freeze` leaves the prefix alone to train.
     """
-    if any(re.fullmatch(FACTORS, path) for path in flatten(params["lm"])):
-        rules = [(f"lm/{FACTORS}", TRAINABLE), (f"lm/(?!{FACTORS}$).*", FROZEN)]
+    if any(re.fullmatch(ADDED, path) for path in flatten(params["lm"])):
+        rules = [(f"lm/{ADDED}", TRAINABLE), (f"lm/(?!{ADDED}$).*", FROZEN)]
     else:
         rules = [("lm/.*", TRAINABLE if lm_trains else FROZEN)]
     if "vision" in params:

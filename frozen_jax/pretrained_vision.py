@@ -1,4 +1,5 @@
-"""A pre-trained vision encoder's weights, from a Hugging Face directory, a hub, or a file of torch's or safetensors.
+"""A pre-trained vision encoder's weights: from a Hugging Face directory, a hub, a file of torch's or safetensors, or
+from the export of a run of one's own.
 
 ResNet (torchvision's, timm's and transformers' names), NF-ResNet (timm's), EfficientNet-Lite and ViT (CLIP's or plain).
 The networks are in `models/`, the names of weights in `convert/`. Next: `build.py`.
@@ -20,6 +21,7 @@ from frozen_jax.convert.tables import import_tensors
 from frozen_jax.convert.torch_reader import SUFFIXES, read_torch_file
 from frozen_jax.convert.vit import vit_table
 from frozen_jax.errors import UserError
+from frozen_jax.export.layout import is_export, read_encoder
 from frozen_jax.language_model import download_model
 from frozen_jax.models.efficientnet import EfficientNetLite
 from frozen_jax.models.nf_resnet import NFResNet
@@ -33,7 +35,7 @@ def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
 
     Args:
         path_or_hub_id: a directory with model.safetensors, a .safetensors file, a file that `torch.save` wrote (.pth,
-            .pt, .bin), or a name that a Hugging Face hub knows.
+            .pt, .bin), a directory that `tools.export` wrote, or a name that a Hugging Face hub knows.
         module: the encoder that the weights are for.
 
     Raises:
@@ -43,6 +45,8 @@ def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
     if not path.exists():
         path = download_model(path_or_hub_id)
     try:
+        if is_export(path):
+            return read_encoder(path, module)
         tensors = _open(path)
         if isinstance(module, NFResNet):
             return import_timm(module, tensors)

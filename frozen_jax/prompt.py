@@ -92,10 +92,17 @@ def show(prompt: Prompt) -> str:
 
 
 def encode_prompt(
-    prompt: Prompt, *, encode: Callable[[str], Sequence[int]], prefix_length: int, bos_id: int | None
+    prompt: Prompt, *, encode: Callable[[str], Sequence[int]], prefix_length: int, opening: Sequence[int]
 ) -> list[int]:
-    """Returns the ids of a prompt, with P slots in place of each image; text parts are taken as they stand."""
-    ids = [] if bos_id is None else [bos_id]
+    """Returns the ids of a prompt, with P slots in place of each image; text parts are taken as they stand.
+
+    Args:
+        prompt: its parts.
+        encode: from text to ids.
+        prefix_length: P.
+        opening: what it begins with (`batch.open_row`).
+    """
+    ids = list(opening)
     for part in prompt:
         ids += [SLOT] * prefix_length if isinstance(part, Image) else list(encode(part))
     return ids
@@ -116,7 +123,7 @@ def check_room(
         rows: ids.
         new_tokens: tokens that follow a prompt; the last of them is never fed, so it needs no position.
         limit: positions of the language model; None or 0: as many as one likes.
-        measure: number of positions of some parts of a prompt, without bos.
+        measure: number of positions of some parts of a prompt, without what prompts begin with.
 
     Raises:
         UserError: with the counts, and how many of the prompt's shots would fit.

@@ -14,7 +14,8 @@ from frozen_jax.config import Config, MeshSettings, from_config_dict, identify
 from frozen_jax.data.records import Source
 from frozen_jax.data.sources import open_splits
 from frozen_jax.errors import UserError
-from frozen_jax.export.read import is_export, load_export
+from frozen_jax.export.layout import is_export
+from frozen_jax.export.read import load_export
 from frozen_jax.sharding import make_mesh
 from frozen_jax.state import Params
 from frozen_jax.train import init_state, place_here, place_towers, restore_best

@@ -15,12 +15,13 @@ import jax
 from jax.sharding import Mesh
 
 from frozen_jax.abstract import abstract_batch
+from frozen_jax.adapters import split_added
 from frozen_jax.answers import Answers
 from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers, resolve_dtype
 from frozen_jax.captioned import caption_pictures
 from frozen_jax.chips import find_chip
-from frozen_jax.config import FREE_SECTIONS, Config, to_dict
+from frozen_jax.config import Config, list_free_sections, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
 from frozen_jax.data.features import FeatureTable
 from frozen_jax.data.items import list_classes, word_items
@@ -34,7 +35,6 @@ from frozen_jax.evaluate import evaluate
 from frozen_jax.features import drop_encoder, open_features
 from frozen_jax.flops import count_train_step
 from frozen_jax.language_model import fingerprint_params
-from frozen_jax.lora import split_lora
 from frozen_jax.preemption import StopRequest
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report, describe_training
@@ -81,7 +81,7 @@ def run(config: Config, directory: Path, *, mode: str, stop: StopRequest | None 
     given, config = config, resolve_classes(resolve_dtype(config))
     if mode == "eval" and not (directory / "checkpoints").is_dir():
         raise UserError(f"--workdir={directory} holds no checkpoints; train first, with --mode=train")
-    with Workdir(directory, to_dict(config), free=FREE_SECTIONS) as workdir:
+    with Workdir(directory, to_dict(config), free=list_free_sections(config)) as workdir:
         wait_for_all("workdir")  # the first process has made it
         seeing = fit(config, workdir.path, mode=mode, stop=stop)
         report = Report(given, seeing.trained, jax.devices()[0].device_kind)
@@ -91,7 +91,7 @@ def run(config: Config, directory: Path, *, mode: str, stop: StopRequest | None 
         blind = None
         if config.evaluate.task != "none" and config.evaluate.blind_control and not config.blind:
             black = dataclasses.replace(config, blind=True)
-            with Workdir(workdir.path / "blind", to_dict(black), free=FREE_SECTIONS) as control:
+            with Workdir(workdir.path / "blind", to_dict(black), free=list_free_sections(black)) as control:
                 wait_for_all("blind workdir")
                 fitted = fit(black, control.path, mode=mode, stop=stop)
             blind = fitted.model
@@ -220,6 +220,7 @@ def make_pipeline(
         layout=RowLayout(
             max_tokens=data.max_tokens,
             prefix_length=towers.model.prefix_length,
+            prompt_length=config.adaptation.prompt_length,
             bos_id=towers.tokenizer.bos_id if data.bos else None,
             eos_id=towers.tokenizer.eos_id,
         ),
@@ -254,5 +255,5 @@ def _say_how_it_ended(trained: Trained, config: Config, directory: Path) -> None
 
 
 def _hash_lm(trainable: Params, frozen: Params) -> str:
-    """Of the language model's own weights; adapters are none."""
-    return fingerprint_params(split_lora(merge(trainable, frozen)["lm"])[0])
+    """Of the language model's own weights; what was added is none."""
+    return fingerprint_params(split_added(merge(trainable, frozen)["lm"])[0])

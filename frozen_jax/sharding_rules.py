@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from jax.sharding import PartitionSpec
 
-from frozen_jax.lora import FACTORS
+from frozen_jax.adapters import ADDED
 from frozen_jax.models.bert import BERT
 from frozen_jax.models.efficientnet import EfficientNetLite
 from frozen_jax.models.frozen import FrozenModel
@@ -114,8 +114,8 @@ def list_sharding_rules(model: FrozenModel, params: Params) -> ShardingRules:
         params: the whole tree; only its paths are read.
     """
     rules = list(LM_RULES[type(model.lm)])
-    if any(re.fullmatch(FACTORS, path) for path in flatten(params["lm"])):
-        rules.append((f"lm/{FACTORS}", P()))  # a few per cent of the kernels
+    if any(re.fullmatch(ADDED, path) for path in flatten(params["lm"])):
+        rules.append((f"lm/{ADDED}", P()))  # a few per cent of the kernels
     if model.vision is not None:
         rules += VISION_RULES[type(model.vision)]
     if model.prefix is not None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Float32, Int, Key
 
-from frozen_jax.batch import SLOT, Batch
+from frozen_jax.batch import PAD, SLOT, Batch
 from frozen_jax.flow import scale_pixels, spread_times, weigh
 from frozen_jax.models.frozen import FrozenModel, input_mask
 from frozen_jax.state import Params, TrainState, merge
@@ -141,7 +141,7 @@ def retrieval_loss(
     """
     assert model.retrieval is not None
     tokens = jnp.asarray(batch.tokens)
-    is_word = tokens >= 0
+    is_word = (tokens != SLOT) & (tokens != PAD)
     order = jnp.argsort(is_word, axis=1, stable=True)[:, model.prefix_length :]  # padding to the left, words in order
     words, present = (jnp.take_along_axis(x, order, axis=1)[:, :-1] for x in (tokens, is_word))
     texts = model.map_texts(params, model.embed(params, words, None), present, rng=rng)

@@ -254,13 +254,13 @@ def _take_steps(run: _Run, state: TrainState, progress: Progress) -> TrainState:
     )
     pending: list[Pending] = []
     vote = Vote(run.placement.mesh)
-    vocab_size = run.model.lm.config.vocab_size
+    vocab_size, prompt_length = run.model.lm.config.vocab_size, config.adaptation.prompt_length
     window = ProfileWindow(run.directory / "profile", start=config.profile.start, steps=config.profile.steps)
     with stop.saving(), contextlib.closing(telemetry), contextlib.closing(window):
         for position, batch in telemetry.time_input(run.training.iterate(Position(progress.epoch, progress.used))):
             if progress.finished:
                 break
-            validate(batch, prefix_length=run.model.prefix_length, vocab_size=vocab_size)
+            validate(batch, prefix_length=run.model.prefix_length, vocab_size=vocab_size, prompt_length=prompt_length)
             step = progress.step + 1
             window.before(step)
             inputs = [put_batch(batch, run.placement.mesh), jax.random.fold_in(root, step)]

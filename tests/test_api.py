@@ -63,7 +63,7 @@ def log_probabilities(model):
     def forward(prompt, new_ids):
         pictures = [part for part in prompt if not isinstance(part, str)]
         rows = tuple(part if isinstance(part, str) else Image(0) for part in prompt)
-        ids = encode_prompt(rows, encode=model.tokenizer.encode, prefix_length=2, bos_id=model.tokenizer.bos_id)
+        ids = encode_prompt(rows, encode=model.tokenizer.encode, prefix_length=2, opening=(model.tokenizer.bos_id,))
         tokens = np.full((1, 56), -2, np.int32)  # one shape; what stands behind is masked out
         tokens[0, : len(ids) + len(new_ids)] = [*ids, *new_ids]
         shown = np.zeros((1, 3, 16, 16, 3), np.uint8)

@@ -16,8 +16,9 @@ from frozen_jax.build import build_towers
 from frozen_jax.config import OptimSettings, from_config_dict
 from frozen_jax.data.items import list_classes, list_items, word_items
 from frozen_jax.data.records import MemorySource, Question, Record
+from frozen_jax.data.text import Text
 from frozen_jax.errors import UserError
-from frozen_jax.fusing import fuse
+from frozen_jax.fusing import Fused, fuse
 from frozen_jax.fusion_settings import FusionSettings
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.models.frozen import FrozenModel
@@ -25,9 +26,11 @@ from frozen_jax.models.fusion import KINDS, Fusion
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.vision import build_vision
 from frozen_jax.optim import list_label_rules, make_optimiser
+from frozen_jax.restore import make_model
 from frozen_jax.run import run
-from frozen_jax.state import TrainState, flatten, match_rules, split
+from frozen_jax.state import TrainState, flatten, match_rules, merge, split
 from frozen_jax.steps import LossOptions, class_loss, make_train_step
+from frozen_jax.tasks.fusion import score_fused
 from tests.models.lm_cases import FAST_COMPILE
 
 CLASSES = ("red", "blue", "green")
@@ -153,6 +156,9 @@ def test_items_of_records():
         ("a spot", "round", ""),
     }
     assert word_items(FusionSettings())(record._replace(questions=()), rng) is None
+    alone = FusionSettings(kind="image", item="picture", tag=-1)
+    assert list_items(record, alone) == [("", "toys round")]
+    assert word_items(alone)(record, rng) == Text("", label="toys round")
     others = [record._replace(questions=(Question("", (word,)),)) for word in ("no", "yes", "no", "a")]
     assert list_classes(MemorySource(others), FusionSettings()) == ("no", "a", "yes")
     with pytest.raises(
@@ -172,6 +178,7 @@ def test_a_run_from_training_to_use(tiny_config, tmp_path):
     assert (figures["n"], figures["classes"], figures["chance"]) == (10, 4, 25.0)
     assert figures["seeing"]["top_1"] > figures["shuffled"]["top_1"]
     assert figures["majority"] == figures["question_only"]  # there is but one question
+    assert 0 <= figures["seeing"]["ece"] <= 100 and (tmp_path / "report_confusion.png").stat().st_size > 1000
     assert 0 <= figures["seeing"]["neighbours"]["r_1"] <= figures["seeing"]["neighbours"]["r_5"] <= 100
     assert len(json.loads((tmp_path / "config.json").read_text())["fusion"]["classes"]) == 4
     model = frozen_jax.load(tmp_path)
@@ -189,9 +196,34 @@ def test_a_run_from_training_to_use(tiny_config, tmp_path):
         fuse(model, [(pictures[0], "red " * 80)])
 
 
+def test_a_picture_needs_no_text_where_none_is_read(tiny_config):
+    """The kind `image` is a classifier of pictures: what stands beside them changes nothing, nor need there be any."""
+    tiny_config.fusion.kind, tiny_config.fusion.item = "image", "picture"
+    tiny_config.fusion.classes, tiny_config.data.bos = CLASSES, True
+    config = from_config_dict(tiny_config)
+    towers = build_towers(config)
+    model = make_model(config, towers, merge(towers.trainable, towers.frozen))
+    pictures = [np.full((16, 16, 3), value, np.uint8) for value in (0, 200)]
+    wordless, worded = (fuse(model, [(picture, text) for picture in pictures]) for text in ("", "red red red"))
+    np.testing.assert_allclose(wordless.probabilities, worded.probabilities, rtol=1e-6)
+    assert np.abs(wordless.vectors[0] - wordless.vectors[1]).max() > 1e-3
+
+
+def test_an_item_of_an_unknown_class_is_wrong_at_any_rank():
+    """One of four items is of a class that training did not have: the others alone can be right."""
+    probabilities = np.full((4, 8), 0.04, np.float32)
+    probabilities[np.arange(4), [0, 1, 2, 3]] = 0.72
+    fused = Fused(np.zeros((4, 2), np.float32), probabilities)
+    assert score_fused(fused, np.array([0, 1, 2, -1])) == {"top_1": 75.0, "top_5": 75.0, "ece": 3.0}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"fusion.item": "picture"},
+            r"config\.fusion\.item is 'picture'; it has no text, which other",
+        ),
         ({"fusion.width": 6}, r"config\.fusion\.width is 6; it must be a multiple of 4"),
         ({"fusion.classes": ("red",)}, r"config\.fusion\.classes is \('red',\)"),
         ({"data.pack": 2, "train.batch_size": 8}, r"config\.data\.pack is 2; fusion\.kind='gated' names one class"),

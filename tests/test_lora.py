@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from frozen_jax.abstract import abstract_run
+from frozen_jax.adapters import ADDED, split_added
 from frozen_jax.build import build_towers
 from frozen_jax.config import from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.flops import count_train_step
-from frozen_jax.lora import FACTORS, draw_lora, merge_lora, split_lora
+from frozen_jax.lora import draw_lora, merge_lora
 from frozen_jax.optim import make_optimiser
 from frozen_jax.quantise import dequantise_lm, quantise_lm
 from frozen_jax.sharding import make_mesh
@@ -56,7 +57,7 @@ def test_merged_and_separate_factors_compute_the_same(case, int8):
 
 def test_split_and_merge_leave_what_has_no_factors():
     params = jax.device_get(pair("gpt2").params)
-    own, factors = split_lora(draw_both(params))
+    own, factors = split_added(draw_both(params))
     assert {path: leaf.shape for path, leaf in flatten(own).items()} == {
         path: leaf.shape for path, leaf in flatten(params).items()
     }
@@ -100,7 +101,7 @@ def test_an_adapted_run_is_described_and_costs_no_gradient_of_a_kernel(tiny_conf
     adapted = from_config_dict(tiny_config)
     mesh = make_mesh(adapted.mesh, batch_size=adapted.micro_batch_rows)
     run = abstract_run(adapted, mesh)
-    assert {label for pattern, label in run.rules if pattern.endswith(FACTORS)} == {TRAINABLE}
+    assert {label for pattern, label in run.rules if pattern.endswith(ADDED)} == {TRAINABLE}
     towers = build_towers(adapted)
     assert {path: leaf.shape for path, leaf in flatten(run.state.trainable).items()} == {
         path: leaf.shape for path, leaf in flatten(towers.trainable).items()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frozen_jax.batch import PAD, SLOT
+from frozen_jax.batch import PAD, SLOT, open_row
 from frozen_jax.errors import UserError
 from frozen_jax.models.masks import positions_from_mask
 from frozen_jax.prompt import Image, check_room, count_fitting_shots, encode_prompt, fill, lay_out, round_up, show
@@ -13,7 +13,7 @@ WORDS = {" what?": [5, 6], " red.": [8]}
 
 
 def encode(prompt, bos_id=None):
-    return encode_prompt(prompt, encode=WORDS.__getitem__, prefix_length=2, bos_id=bos_id)
+    return encode_prompt(prompt, encode=WORDS.__getitem__, prefix_length=2, opening=open_row(bos_id, prompt_length=0))
 
 
 def test_an_image_takes_its_slots_where_it_stands():

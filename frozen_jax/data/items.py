@@ -14,12 +14,13 @@ from frozen_jax.fusion_settings import FusionSettings
 
 
 def list_items(record: Record, settings: FusionSettings) -> list[tuple[str, str]]:
-    """Returns (text, class) of every item that a record gives: its questions with the commonest of their answers, or
-    its captions with its tag."""
+    """Returns (text, class) of every item that a record gives: its questions with the commonest of their answers, its
+    captions with its tag, or its tag without a text."""
     if settings.item == "question":
         asked = [question for question in record.questions if question.answers]
         return [(question.text, Counter(question.answers).most_common(1)[0][0]) for question in asked]
-    return [(caption, class_of(record, tag=settings.tag)) for caption in record.captions]
+    texts = record.captions if settings.item == "caption" else ("",)
+    return [(text, class_of(record, tag=settings.tag)) for text in texts]
 
 
 def word_items(settings: FusionSettings) -> TextFunction:
@@ -45,6 +46,6 @@ def list_classes(source: Source, settings: FusionSettings) -> tuple[str, ...]:
     if len(counts) < 2:
         raise UserError(
             f"config.fusion.item is {settings.item!r}, and data.train has the classes {sorted(counts)}; name a source "
-            "of pictures with text and two classes or more, or take the other item"
+            "of pictures with text and two classes or more, or take another item"
         )
     return tuple(sorted(counts, key=lambda label: (-counts[label], label)))

@@ -153,5 +153,5 @@ def lay_out_batch(
 
 def piece_length(piece: Piece, *, layout: RowLayout) -> int:
     """Returns the positions that one pair takes in a row of its own: bos, slots, prompt, target and eos."""
-    ends = (layout.bos_id is not None) + (layout.eos_id is not None)
+    ends = len(layout.opening) + (layout.eos_id is not None)
     return ends + piece.images * layout.prefix_length + len(piece.prompt) + len(piece.target)

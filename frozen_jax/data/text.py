@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from frozen_jax.batch import PAD, SLOT
+from frozen_jax.batch import PAD, SLOT, open_row
 from frozen_jax.errors import UserError
 
 
@@ -62,12 +62,19 @@ class RowLayout:
         prefix_length: P, slots per picture.
         bos_id: first token of every row, or None for a language model without one.
         eos_id: last token of every text, or None to end without.
+        prompt_length: learned vectors behind bos.
     """
 
     max_tokens: int
     prefix_length: int
     bos_id: int | None
     eos_id: int | None
+    prompt_length: int = 0
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """What a row begins with."""
+        return open_row(self.bos_id, prompt_length=self.prompt_length)
 
 
 def caption_row(
@@ -100,9 +107,10 @@ def text_row(
     """
     tokens = np.full(layout.max_tokens, PAD, np.int32)
     loss_mask = np.zeros(layout.max_tokens, np.float32)
-    place = 0
-    if layout.bos_id is not None:
-        tokens[0], place = layout.bos_id, 1
+    place = len(layout.opening)
+    if place >= layout.max_tokens:
+        raise UserError(f"text: {layout.max_tokens} positions cannot hold {place} of bos and prompt; raise max_tokens")
+    tokens[:place] = layout.opening
     for number, piece in enumerate(pieces):
         slots = piece.images * layout.prefix_length
         begin = place + slots + len(piece.prompt)

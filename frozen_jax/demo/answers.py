@@ -19,7 +19,7 @@ from frozen_jax.data.folders import PICTURES, existing_folder, walk
 from frozen_jax.data.images import ImageError, load_image
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import CaptionSettings, EvaluateSettings, VQASettings
-from frozen_jax.export.read import is_export
+from frozen_jax.export.layout import is_export
 from frozen_jax.meter import Meter
 from frozen_jax.prompt import IMAGE_MARK, Image
 from frozen_jax.restore import load, read_run

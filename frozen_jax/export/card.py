@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from frozen_jax.adaptation_settings import describe_added
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.report import flatten_figures, show_figure
@@ -49,7 +50,7 @@ def write_card(model: Model, config: Config, workdir: Path, *, lm_path: str | No
     counts = {part: sum(leaf.size for leaf in flatten(tree).values()) for part, tree in model.params.items()}
     question = config.data.question_format.format(question="what is in the picture?")
     language_model = config.lm.path or f"made from scratch, {model.network.lm.config.to_hf()['model_type']}"
-    adapted = f" with adapters of rank {config.lm.lora_rank}" if config.lm.lora_rank else ""
+    adapted = describe_added(config.adaptation, lora_rank=config.lm.lora_rank)
     facts = [
         ("language model", f"{language_model}, {config.lm.mode}{adapted}, {counts['lm']:,} parameters"),
         ("vision encoder", f"{config.vision.name}, {counts['vision']:,} parameters"),

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from frozen_jax.api import Model, PromptParts
-from frozen_jax.batch import PAD
+from frozen_jax.batch import PAD, open_row
 from frozen_jax.decode import DecodeConfig, generate
 from frozen_jax.errors import UserError
 from frozen_jax.export.read import load_export
@@ -159,9 +159,9 @@ def _lay_out(model: Model, prompts: Sequence[PromptParts], length: int) -> tuple
     table = model.embed_image([part for prompt in prompts for part in prompt if not isinstance(part, str | Image)])
     numbers = iter(range(len(table)))
     parts = [tuple(part if isinstance(part, str) else Image(next(numbers)) for part in prompt) for prompt in prompts]
-    bos_id = model.tokenizer.bos_id if model.bos else None
+    opening = open_row(model.tokenizer.bos_id if model.bos else None, prompt_length=0)
     rows = [
-        encode_prompt(prompt, encode=model.tokenizer.encode, prefix_length=model.network.prefix_length, bos_id=bos_id)
+        encode_prompt(prompt, encode=model.tokenizer.encode, prefix_length=model.network.prefix_length, opening=opening)
         for prompt in parts
     ]
     laid = lay_out(rows, parts, length=max(length, *map(len, rows)))

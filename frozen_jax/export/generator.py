@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from frozen_jax.adapters import merge_added
 from frozen_jax.api import Model
 from frozen_jax.build import PACKAGE
 from frozen_jax.config import Config
@@ -29,7 +30,6 @@ from frozen_jax.export.layout import CONFIG, WEIGHTS
 from frozen_jax.export.write import write_digests
 from frozen_jax.flow import follow, guided_velocity, to_pixels
 from frozen_jax.language_model import load_lm, save_lm
-from frozen_jax.lora import merge_lora
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.quantise import dequantise_lm
 from frozen_jax.state import flatten
@@ -70,7 +70,7 @@ def widen_generator(model: Model) -> Model:
     wide = FrozenModel(lm, generator=network.generator.clone(dtype=jnp.float32))
     host = {**jax.device_get(model.params)}
     params = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float32), {**host, "lm": merge_lora(dequantise_lm(host["lm"]))}
+        lambda leaf: np.asarray(leaf, np.float32), {**host, "lm": merge_added(dequantise_lm(host["lm"]))}
     )
     return dataclasses.replace(model, network=wide, params=params)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +20,7 @@ from frozen_jax.convert.lm_weights import lm_table
 from frozen_jax.convert.nf_resnet import nf_resnet_table
 from frozen_jax.convert.prefix import prefix_table
 from frozen_jax.convert.resnet import resnet_table
+from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
 from frozen_jax.convert.tables import Table, export_tensors, import_tensors
 from frozen_jax.convert.vit import vit_table
 from frozen_jax.errors import UserError
@@ -27,6 +30,8 @@ from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vision import build_vision
 from frozen_jax.models.vit import ViT
 from frozen_jax.state import Params
+from frozen_jax.sums import digest_file
+from frozen_jax.workdir import read_json
 
 MODEL_TYPE = "frozen"
 CONFIG, WEIGHTS, PREPROCESSOR, DIGESTS = (
@@ -143,6 +148,62 @@ def read_tensors(
         )
         for part, table in tables.items()
     }
+
+
+def is_export(directory: Path) -> bool:
+    """Whether a directory was exported, here or by transformers' `save_pretrained`; otherwise it may be a workdir."""
+    return (directory / CONFIG).is_file() and read_json(directory / CONFIG).get("model_type") == MODEL_TYPE
+
+
+def verify(directory: Path) -> None:
+    """Compares the files that are about to be read with `digests.json`, where there is one.
+
+    Raises:
+        UserError: the first file that is missing or differs, by name.
+    """
+    if not (directory / DIGESTS).is_file():
+        return
+    listed = read_json(directory / DIGESTS).get("sha256")
+    if not isinstance(listed, dict):
+        raise UserError(f"{directory / DIGESTS}: has no sha256 of files; export the model again")
+    for name in VERIFIED:
+        if name not in listed:
+            raise UserError(f"{directory / DIGESTS}: does not list {name}; export the model again")
+        if not (directory / name).is_file():
+            raise UserError(f"{directory / name} is missing; copy the whole directory again")
+        found = digest_file(directory / name)
+        if found != listed[name]:
+            raise UserError(
+                f"{directory / name} is damaged or was changed: its SHA-256 is {found}, written as {listed[name]}; "
+                f"copy it again, or remove {DIGESTS} if the change was meant"
+            )
+
+
+def read_encoder(directory: Path, module: nn.Module) -> Params:
+    """Returns the parameters of an exported model's vision encoder, on the host: to train on from there.
+
+    Args:
+        directory: with `config.json` and the rest.
+        module: the encoder, which has to be the same one.
+
+    Raises:
+        UserError: another encoder or other options, or a file that is missing or damaged.
+    """
+    verify(directory)
+    stored, wanted = read_json(directory / CONFIG).get("vision_config"), describe_vision(module)
+    stored = stored if isinstance(stored, dict) else {}
+    differing = [name for name, value in _as_json(wanted).items() if stored.get(name) != value]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{CONFIG} has vision_config.{name} = {stored.get(name)!r}, and this encoder {wanted[name]!r}; set "
+            "vision.name and vision.options as in the exported run"
+        )
+    return import_tensors(vision_table(module), _Part(SafetensorsDirectory(directory), "vision."), dtype=np.float32)
+
+
+def _as_json(settings: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(settings))  # tuples become lists
 
 
 def fingerprint_tensors(tensors: Mapping[str, np.ndarray]) -> str:

@@ -17,27 +17,19 @@ from frozen_jax.data.images import ImageOptions
 from frozen_jax.errors import UserError
 from frozen_jax.export.layout import (
     CONFIG,
-    DIGESTS,
-    MODEL_TYPE,
     PREPROCESSOR,
-    VERIFIED,
     build_described,
     fingerprint_tensors,
     read_tensors,
+    verify,
 )
 from frozen_jax.language_model import load_lm
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.state import Params
-from frozen_jax.sums import digest_file
 from frozen_jax.tokenizer import Tokenizer
 from frozen_jax.workdir import read_json
-
-
-def is_export(directory: Path) -> bool:
-    """Whether a directory was exported, here or by transformers' `save_pretrained`; otherwise it may be a workdir."""
-    return (directory / CONFIG).is_file() and read_json(directory / CONFIG).get("model_type") == MODEL_TYPE
 
 
 def load_export(directory: Path, *, dtype_name: str = "auto") -> Model:
@@ -81,30 +73,6 @@ def load_export(directory: Path, *, dtype_name: str = "auto") -> Model:
         raise UserError(f"{directory}: {CONFIG} or {PREPROCESSOR} lacks a field ({error}); export it again") from error
     tokenizer = Tokenizer.from_directory(directory)
     return Model(network, jax.device_put(params), tokenizer, images, bos=bos, blind=blind)
-
-
-def verify(directory: Path) -> None:
-    """Compares the files that are about to be read with `digests.json`, where there is one.
-
-    Raises:
-        UserError: the first file that is missing or differs, by name.
-    """
-    if not (directory / DIGESTS).is_file():
-        return
-    listed = read_json(directory / DIGESTS).get("sha256")
-    if not isinstance(listed, dict):
-        raise UserError(f"{directory / DIGESTS}: has no sha256 of files; export the model again")
-    for name in VERIFIED:
-        if name not in listed:
-            raise UserError(f"{directory / DIGESTS}: does not list {name}; export the model again")
-        if not (directory / name).is_file():
-            raise UserError(f"{directory / name} is missing; copy the whole directory again")
-        found = digest_file(directory / name)
-        if found != listed[name]:
-            raise UserError(
-                f"{directory / name} is damaged or was changed: its SHA-256 is {found}, written as {listed[name]}; "
-                f"copy it again, or remove {DIGESTS} if the change was meant"
-            )
 
 
 def _load_referenced(reference: Mapping[str, Any], dtype: np.dtype) -> Params:

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from frozen_jax.adapters import merge_added
 from frozen_jax.api import Model
 from frozen_jax.build import PACKAGE
 from frozen_jax.convert.lm_weights import export_lm
@@ -38,7 +39,6 @@ from frozen_jax.export.layout import (
     fingerprint_tensors,
     name_tensors,
 )
-from frozen_jax.lora import merge_lora
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.resnet import ResNet
@@ -89,7 +89,7 @@ def widen(model: Model) -> Model:
     lm, vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.lm, network.vision, network.prefix))
     wide = FrozenModel(lm, vision, cast(Prefix, prefix))
     host = {**jax.device_get(model.params)}
-    params = {**host, "lm": merge_lora(dequantise_lm(host["lm"]))}
+    params = {**host, "lm": merge_added(dequantise_lm(host["lm"]))}
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     return dataclasses.replace(model, network=wide, params=params)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Key, UInt8
 
-from frozen_jax.batch import PAD, SLOT
+from frozen_jax.batch import PAD, PROMPT, SLOT
 from frozen_jax.models.fusion import Fusion
 from frozen_jax.models.generator import Generator
 from frozen_jax.models.masks import positions_from_segments, segment_mask
@@ -186,10 +186,17 @@ class FrozenModel:
     def embed(
         self, params: Params, tokens: Int[Array | np.ndarray, "B S"], prefixes: Float[Array, "B I P D"] | None
     ) -> Float[Array, "B S D"]:
-        """Embeds words and puts the images' vectors into their slots; padding gets the embedding of word 0."""
+        """Embeds words and puts the images' vectors into their slots, and a learned prompt's into its places.
+
+        Padding gets the embedding of word 0.
+        """
         tokens = jnp.asarray(tokens)
         words = jnp.maximum(tokens, 0)  # slots and padding are negative; what stands there is replaced or masked out
         embeddings = cast(Array, self.lm.apply({"params": _gather_tables(params["lm"])}, words, method="embed"))
+        if "prompt" in params["lm"]:
+            learned = params["lm"]["prompt"]["vectors"].astype(embeddings.dtype)
+            placed = jnp.take(learned, jnp.clip(PROMPT - tokens, 0, len(learned) - 1), axis=0)
+            embeddings = jnp.where((tokens <= PROMPT)[:, :, None], placed, embeddings)
         mixed = embeddings if prefixes is None else insert_slots(embeddings, tokens, prefixes)
         return constrain(mixed, "embeddings")
 

@@ -64,7 +64,8 @@ class Projection(nn.Module):
     """A linear map of the last input axes on several named output axes, as one matrix product.
 
     An int8 kernel has a `scale` per output beside it (`frozen_jax/quantise.py`), which is applied to the product; an
-    adapted one has two factors, whose product is added to it (`frozen_jax/lora.py`).
+    adapted one has two factors, whose product is added to it (`frozen_jax/lora.py`), or an adapter behind it
+    (`frozen_jax/adapters.py`).
 
     Attributes:
         equation: einsum such as "BSD,DNH->BSNH"; the kernel's letters are contracted first, then new.
@@ -100,6 +101,12 @@ class Projection(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.shape[-self.outputs :])
             y = y + bias.astype(self.dtype)[None, None]
+        if self.has_variable("params", "adapter_down"):
+            units: int = self.get_variable("params", "adapter_down").shape[-1]
+            down = self.param("adapter_down", nn.initializers.normal(), (*self.shape[-self.outputs :], units))
+            up = self.param("adapter_up", nn.initializers.zeros, (units, *self.shape[-self.outputs :]))
+            inner = jax.nn.relu(jnp.tensordot(y, down.astype(self.dtype), self.outputs))
+            y = y + jnp.tensordot(inner, up.astype(self.dtype), 1)
         return y
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from frozen_jax.adapters import merge_added
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.easy_vqa import EasyQuestion, EasyVQA
 from frozen_jax.data.loading import ImageLoader
 from frozen_jax.data.scenes import SHAPES, list_captions
 from frozen_jax.language_model import save_lm
-from frozen_jax.lora import merge_lora
 from frozen_jax.metrics.vqa import vqa_accuracy
 from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, Prompt
@@ -54,7 +54,7 @@ def evaluate_scene_text(config: Config, models: Models, directory: Path) -> Meas
     oracle = score_text_oracle(models.seeing, QuestionSet(config))["accuracy"]
     lm = models.seeing.network.lm
     if is_first():
-        save_lm(directory / "lm", lm.config, merge_lora(models.seeing.params["lm"]), models.seeing.tokenizer)
+        save_lm(directory / "lm", lm.config, merge_added(models.seeing.params["lm"]), models.seeing.tokenizer)
     return Measured({"vqa": {"text_oracle": oracle}, "decoding": describe_decoding(config)}, [])
 
 

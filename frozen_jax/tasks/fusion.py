@@ -1,6 +1,7 @@
 """Classes, and neighbours of the same class, of items that have a picture and a text (`config.fusion`).
 
-Figures in percent. The ablation over kinds of fusion is `benchmarks/fusion_table.py`.
+Figures in percent; which class was taken for which is drawn beside the report. The ablation over kinds of fusion is
+`benchmarks/fusion_table.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from frozen_jax.api import Model
 from frozen_jax.config import Config
@@ -19,7 +21,10 @@ from frozen_jax.data.sources import open_source, open_splits
 from frozen_jax.errors import UserError
 from frozen_jax.fusing import Fused, fuse
 from frozen_jax.metrics.retrieval import score_direction
+from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image
+from frozen_jax.report import draw_confusion
+from frozen_jax.tasks.classify import score_classes
 from frozen_jax.tasks.controls import (
     Models,
     guess_commonest,
@@ -62,6 +67,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         raise UserError(f"evaluate.fusion.source={line!r} has no item of the kind {config.fusion.item!r}; name another")
     pictures = images_of(records)
     classes = list_class_names(models.seeing)
+    targets = np.array([classes.index(item.label) if item.label in classes else -1 for item in items])
     training, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
     figures: dict[str, Any] = {
         "source": line,
@@ -79,10 +85,14 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     samples: list[Sample] = []
     for name, model, order in views:
         fused = fuse(model, [(pictures[order[item.picture]], item.text) for item in items])
-        guesses = [classes[number] for number in fused.probabilities.argmax(axis=1)]
-        hits = [guess == item.label for guess, item in zip(guesses, items, strict=True)]
-        figures[name] = {"top_1": _percent(hits), **_score_neighbours(fused, items)}
+        figures[name] = {**score_fused(fused, targets), **_score_neighbours(fused, items)}
         if not samples:
+            guesses = [classes[number] for number in fused.probabilities.argmax(axis=1)]
+            hits = [guess == item.label for guess, item in zip(guesses, items, strict=True)]
+            known = targets >= 0
+            if is_first() and known.any():
+                path = directory / f"{config.evaluate.report}_confusion.png"
+                draw_confusion(path, fused.probabilities[known], targets[known], classes)
             prompts = [(Image(item.picture), item.text) for item in items]
             truths = [[item.label] for item in items]
             samples = collect_samples("fusion", prompts, guesses, truths, hits, pictures=pictures, seed=config.seed)
@@ -108,6 +118,14 @@ def _score_baselines(training: Source, items: Sequence[Item], config: Config) ->
         "majority": _percent([item.label == majority for item in items]),
         "question_only": _percent([guess == item.label for guess, item in zip(guesses, items, strict=True)]),
     }
+
+
+def score_fused(fused: Fused, targets: Int[np.ndarray, " R"]) -> dict[str, float]:
+    """Accuracies and calibration error; an item of no known class, -1, is wrong whatever is said of it."""
+    scores = np.log(np.maximum(fused.probabilities, 1e-30))
+    # Its class stands behind all others, as a column of its own.
+    unknown = np.full((len(scores), 1), -np.inf)
+    return score_classes(np.concatenate([scores, unknown], axis=1), np.where(targets < 0, scores.shape[1], targets))
 
 
 def _score_neighbours(fused: Fused, items: Sequence[Item]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ takes what is finished as it is. Settings are changed as in training, by `--conf
 
     DIR/           seeing, and prefix_P of the config's own P
     DIR/blind/     blind: trained and asked on black pictures, on the very shots and episodes of the seeing run
-    DIR/finetuned/, DIR/scratch/, DIR/lora/, DIR/prefix_1/, …
+    DIR/finetuned/, DIR/scratch/, DIR/lora/, DIR/adapter/, DIR/prompt/, DIR/prefix_1/, …
 
 The run itself is `run.run`; nothing is measured here.
 """
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frozen_jax.adaptation_settings import describe_added
 from frozen_jax.charts import BASELINES, list_charts
 from frozen_jax.config import Config, from_config_dict, identify, to_dict
 from frozen_jax.config_file import read_config
@@ -33,15 +34,16 @@ from frozen_jax.telemetry import format_table
 from frozen_jax.workdir import read_json, write_json_atomic, write_text_atomic
 
 PREFIXES = (1, 2, 4)
-ROWS = ("seeing", "blind", "finetuned", "scratch", "lora", *(f"prefix_{length}" for length in PREFIXES))
+ADAPTED = ("lora", "adapter", "prompt")
+ROWS = ("seeing", "blind", "finetuned", "scratch", *ADAPTED, *(f"prefix_{length}" for length in PREFIXES))
 """Rows of the table by default."""
 
 MIXED = "mixed"
 MIXED_FRACTION = 0.5
 """Share of training rows with a question in the row `mixed`, the paper's training with VQA data."""
 
-LORA_RANK = 8
-"""Of the adapters in the row `lora`; they train at the config's own rate."""
+LORA_RANK, ADAPTER_WIDTH, PROMPT_LENGTH = 8, 32, 8
+"""Sizes of what trains beside the language model in the rows of `ADAPTED`, at the config's own rate."""
 
 RATE_RATIO = 30.0
 """The paper trains the language model's controls at 1e-5 and the frozen one at 3e-4."""
@@ -84,6 +86,7 @@ def plan_rows(config: Config, names: Sequence[str], *, lm_rate: float | None) ->
         ("blind", config.blind, False),
         ("lm.mode", config.lm.mode, "frozen"),
         ("lm.lora_rank", config.lm.lora_rank, 0),
+        ("adaptation", config.adapts_lm, False),
         ("vision.name ''", not config.vision.name, False),
         ("evaluate.task", config.evaluate.task in ("none", "scene_text") and config.evaluate.task, False),
     ):
@@ -112,6 +115,11 @@ def _plan_run(config: Config, name: str, *, lm_rate: float | None) -> Row:
         given["optim"]["learning_rate"] = rate
     elif name == "lora":
         given["lm"]["lora_rank"] = LORA_RANK
+    elif name == "adapter":
+        given["adaptation"]["adapter_width"] = ADAPTER_WIDTH
+    elif name == "prompt":
+        given["adaptation"]["prompt_length"] = PROMPT_LENGTH
+        _lengthen(given["data"], PROMPT_LENGTH * config.data.pack)
     elif name == MIXED:
         source = open_source(config.data.train)
         if not any(source.record(index).questions for index in range(min(LOOKED_AT, len(source)))):
@@ -120,12 +128,16 @@ def _plan_run(config: Config, name: str, *, lm_rate: float | None) -> Row:
         given["data"]["question_fraction"] = MIXED_FRACTION
     else:
         length = int(name.removeprefix("prefix_"))
-        more = (length - config.prefix.length) * config.data.pack  # positions, so that as many words fit as before
         given["prefix"]["length"] = length
-        given["data"]["max_tokens"] += more
-        given["data"]["buckets"] = tuple(bucket + more for bucket in config.data.buckets)
+        _lengthen(given["data"], (length - config.prefix.length) * config.data.pack)
     changed = from_config_dict(given)
     return Row(config) if identify(changed) == identify(config) else Row(changed, folder=name)
+
+
+def _lengthen(data: dict[str, Any], positions: int) -> None:
+    """Gives rows so many positions more, so that as many words fit as before."""
+    data["max_tokens"] += positions
+    data["buckets"] = tuple(bucket + positions for bucket in data["buckets"])
 
 
 def measure(row: Row, workdir: Path, *, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -166,8 +178,8 @@ def tabulate(rows: Mapping[str, Row], reports: Mapping[str, Mapping[str, Any]]) 
             if row.view == "seeing" and "shuffled" in bars:
                 line["shuffled"] = bars["shuffled"]
             same = frozen["lm_sha256_before"] == frozen["lm_sha256_after"]
-            adapted = f", adapters of rank {row.config.lm.lora_rank}" if row.config.lm.lora_rank else ""
-            line["language model"] = ("unchanged" if same else "trained") + adapted
+            added = describe_added(row.config.adaptation, lora_rank=row.config.lm.lora_rank)
+            line["language model"] = ("unchanged" if same else "trained") + added
             line |= {"best step": train["best_step"], "validation loss": train["best_validation_loss"]}
             lines.append(line | {"report": str(Path(row.folder, f"{row.config.evaluate.report}.json"))})
         without = {name: seeing.bars[name] for name in BASELINES if name in seeing.bars}

@@ -24,7 +24,7 @@ from frozen_jax.demo.examples import write_examples
 from frozen_jax.demo.layout import STYLE, build_page, make_theme
 from frozen_jax.demo.limits import Guard, Limits
 from frozen_jax.errors import UserError
-from frozen_jax.export.read import is_export
+from frozen_jax.export.layout import is_export
 from frozen_jax.restore import read_run
 
 PORT = 7860

@@ -48,7 +48,7 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
                 f"--no_lm leaves out a pre-trained language model that stayed as it was; this is --format={layout} of "
                 f"a run with lm.path={config.lm.path!r} and lm.mode={config.lm.mode!r}: export without --no_lm"
             )
-        changed = "int8 kernels" if config.lm.weights == "int8" else "adapted kernels" if config.lm.lora_rank else ""
+        changed = "int8 kernels" if config.lm.weights == "int8" else "adapted kernels" if config.adapts_lm else ""
         if not with_lm and changed:
             raise UserError(f"--no_lm: the run computed with {changed}, not with the published ones; export them too")
         if config.generator.name:

@@ -77,6 +77,21 @@ def test_an_export_loads_as_the_run_does(run):
         read_run(directory / "out")
 
 
+def test_a_run_starts_from_an_exported_encoder(run, tmp_path):
+    """The encoder of a finished run, as `vision.path`: the same numbers, of the same network, undamaged."""
+    directory, _ = run
+    trained = frozen_jax.load(directory / "w")
+    assert same(load_vision(str(directory / "out"), trained.network.vision), trained.params["vision"])
+    name, options = ENCODERS["clip_projected"]
+    other = build_vision(name, **{**options, "mlp_width": 20})
+    with pytest.raises(UserError, match=r"vision encoder .*vision_config\.mlp_width = \d+, and this encoder 20; set"):
+        load_vision(str(directory / "out"), other)
+    damaged = shutil.copytree(directory / "out", tmp_path / "damaged")
+    (damaged / WEIGHTS).write_bytes((damaged / WEIGHTS).read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match=rf"{WEIGHTS} is damaged"):
+        load_vision(str(damaged), trained.network.vision)
+
+
 @pytest.mark.parametrize("name", VERIFIED)
 def test_a_damaged_file_is_refused_by_name(run, tmp_path, name):
     shutil.copytree(run[0] / "out", tmp_path / "copy")

@@ -33,7 +33,7 @@ def differences(one, other):
         f"{section}.{name}": value
         for section, settings in there.items()
         for name, value in (settings.items() if isinstance(settings, dict) else [("", settings)])
-        if value != (here[section][name] if isinstance(settings, dict) else here[section])
+        if value != (here.get(section, {}).get(name) if isinstance(settings, dict) else here[section])
     }
 
 
@@ -50,6 +50,13 @@ def test_each_row_changes_what_its_name_says():
         "finetuned": {"lm.mode": "finetuned", "lm.weights": "float", "optim.learning_rate": pytest.approx(1e-3)},
         "scratch": {"lm.mode": "scratch", "lm.weights": "float", "optim.learning_rate": pytest.approx(1e-3)},
         "lora": {"lm.lora_rank": 8},
+        "adapter": {"adaptation.adapter_width": 32, "adaptation.prompt_length": 0},
+        "prompt": {
+            "adaptation.adapter_width": 0,
+            "adaptation.prompt_length": 8,
+            "data.max_tokens": 56,
+            "data.buckets": (36, 56),
+        },
         "prefix_1": {"prefix.length": 1, "data.max_tokens": 38, "data.buckets": (18, 38)},
         "prefix_4": {"prefix.length": 4, "data.max_tokens": 44, "data.buckets": (24, 44)},
         "mixed": {"data.question_fraction": 0.5},
