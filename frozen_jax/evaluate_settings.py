@@ -37,11 +37,14 @@ class CaptionSettings:
         source: pictures with reference captions, one line as in `data.train`; "" takes `data.validation`.
         prompt: template.
         stop: a caption ends before the first of these; `[eos]` is the end-of-text token.
+        wordnet: directory of WordNet's noun files, by which captions are searched for the reference's head noun, its
+            synonyms and direct hypernyms; "" does not look for them.
     """
 
     source: str = ""
     prompt: str = "[img]"
     stop: tuple[str, ...] = (EOS, "\n")
+    wordnet: str = ""
 
 
 @dataclass(frozen=True)

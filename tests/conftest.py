@@ -1,9 +1,20 @@
 """A strict harness: 8 CPU devices, no implicit rank promotion, shapes checked at run time, no hub."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1", TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
+# The suite compiles more than it computes: with least effort, and no program twice. All workers of a run of the suite,
+# and the programs that they start, share one directory of compiled programs; whoever made it removes it.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    os.environ.update(
+        JAX_COMPILATION_CACHE_DIR=_compiled.name,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    )
 
 from jaxtyping import install_import_hook
 

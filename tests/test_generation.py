@@ -30,14 +30,6 @@ TEXT = "a red patch at the top"
 measure = jax.jit(picture_loss, static_argnums=1, static_argnames="options")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def least_compile_effort():
-    """These tests compile more than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make_config(tiny_lm) -> ConfigDict:
     config = default_config()
     config.lm.path = str(tiny_lm)

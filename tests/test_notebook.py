@@ -70,7 +70,6 @@ def outputs(tmp_path_factory):
     for name in ("configs", "frozen_jax"):
         (folder / name).symlink_to(ROOT / name)
     environment = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # each program runs once
     cells = {**CODE, "settings": change_settings(CODE["settings"])}
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],

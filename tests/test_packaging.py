@@ -60,6 +60,7 @@ def test_the_core_declares_what_it_imports_and_nothing_else():
     imported -= declared(PROJECT["optional-dependencies"]["wandb"])  # imported where the config names a project
     imported -= declared(PROJECT["optional-dependencies"]["demo"])  # imported by the page alone
     imported -= declared(PROJECT["optional-dependencies"]["retrieve"])  # without it a search is exact
+    imported -= declared(PROJECT["optional-dependencies"]["fetch"])  # by tools.fetch_data alone
     imported.discard("libtpu")  # comes with jax[tpu]; asked for, never imported
     assert imported - core == set(), "imported by the package, not in [project] dependencies"
     assert core - imported == set(), "in [project] dependencies, not imported by the package"
@@ -70,7 +71,7 @@ def test_tests_declare_what_they_import():
     own = {"tests", "configs", "benchmarks", "libtpu"}  # libtpu comes with jax[tpu]; asked for, never imported
     modules = set().union(*(imported_modules(path.read_text()) for path in files)) - own
     optional = PROJECT["optional-dependencies"]
-    extras = declared(PROJECT["dependencies"] + optional["test"] + optional["browser"])
+    extras = declared(PROJECT["dependencies"] + optional["test"] + optional["browser"] + optional["fetch"])
     assert find_distributions(modules) - extras == set()
 
 

@@ -8,7 +8,6 @@ import sys
 import types
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -158,14 +157,6 @@ def test_weights_and_biases_gets_the_same(tmp_path, monkeypatch, wandb):
         Writers(tmp_path, settings, resume_step=None)
 
 
-@pytest.fixture
-def least_compile_effort():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("least_compile_effort")
 def test_a_run_shows_captions_of_validation_pictures_once_and_norms_at_each_validation(tiny_config, tmp_path):
     tiny_config.telemetry.captions = 2
     config = from_config_dict(tiny_config)

@@ -1,6 +1,6 @@
 """Captions of any source's pictures against its own captions; figures in percent, CIDEr-D x 100.
 
-Metrics are in `metrics/captions.py`, generation in `api.py`.
+Metrics are in `metrics/captions.py` and `metrics/nouns.py`, generation in `api.py`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
+from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.order import sample_indices
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.metrics.captions import bleu, cider_d, exact_match, rouge_l
-from frozen_jax.prompt import Image, fill, show
+from frozen_jax.metrics.nouns import WordNet, head_noun, names_noun, read_wordnet
+from frozen_jax.prompt import Image, Prompt, fill, show
 from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
@@ -50,6 +55,8 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         for domain in sorted({record.domain for record in captioned} - {""})
     }
     figures |= {"n_by_domain": {domain: len(part) for domain, part in domains.items()}} if domains else {}
+    wordnet = read_wordnet(settings.wordnet) if settings.wordnet else None
+    wanted = [config.data.caption_format.format(caption=record.captions[0]) for record in captioned]
     samples: list[Sample] = []
     for name, model, table in list_views(models, images_of(captioned), seed=config.seed):
         texts = model.generate(
@@ -63,6 +70,8 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
             domain: score_captions({name: predictions[name] for name in part}, part) for domain, part in domains.items()
         }
         figures[name] |= {"by_domain": by_domain} if by_domain else {}
+        figures[name]["nats_per_token"] = measure_nats(model, prompts, wanted, table)
+        figures[name] |= score_nouns(predictions, references, wordnet) if wordnet else {}
         if not samples:
             truths = [record.captions for record in captioned]
             hits = [exact_match(text, captions) for text, captions in zip(texts, truths, strict=True)]
@@ -72,7 +81,27 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     if commonest:
         same = score_captions(dict.fromkeys(references, commonest), references)
         figures["majority"] = {"caption": commonest, **same}
+        figures["majority"] |= score_nouns(dict.fromkeys(references, commonest), references, wordnet) if wordnet else {}
     return Measured({"caption": figures}, samples)
+
+
+def measure_nats(
+    model: Model, prompts: Sequence[Prompt], wanted: Sequence[str], table: Float[np.ndarray, "R P D"]
+) -> float:
+    """Returns the mean loss (nats) of the tokens of a text for each prompt, the end-of-text token left out."""
+    tokens = sum(len(model.tokenizer.encode(text)) for text in wanted)
+    return round(float(-model.score(prompts, [[text] for text in wanted], prefixes=table).sum()) / tokens, 4)
+
+
+def score_nouns(
+    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], wordnet: WordNet
+) -> dict[str, float]:
+    """Returns in how many captions (percent) the head noun of the first reference stands: `noun_exact`, it itself;
+    `noun`, it, a synonym or a direct hypernym."""
+    heads = {name: head_noun(captions[0], wordnet) for name, captions in references.items()}
+    exact = sum(names_noun(predictions[name], frozenset({head}), wordnet) for name, head in heads.items())
+    near = sum(names_noun(predictions[name], wordnet.accept(head), wordnet) for name, head in heads.items())
+    return {"noun_exact": round(100 * exact / len(heads), 2), "noun": round(100 * near / len(heads), 2)}
 
 
 def find_commonest_caption(config: Config) -> str:

@@ -19,7 +19,13 @@ class Seer(Model):
     """
 
     def __init__(self, answer=None, *, blind=False):
-        for name, value in (("answer", answer), ("asked", []), ("blind", blind), ("network", Network())):
+        for name, value in (
+            ("answer", answer),
+            ("asked", []),
+            ("blind", blind),
+            ("network", Network()),
+            ("tokenizer", Words()),
+        ):
             object.__setattr__(self, name, value)
 
     def embed_image(self, images):
@@ -51,10 +57,24 @@ class Seer(Model):
             for completion in self.complete(prompts, max_new_tokens=max_new_tokens, stop=stop, prefixes=prefixes)
         ]
 
-    def score(self, prompts, continuations, *, normalise, prefixes):
-        assert normalise
+    def score(self, prompts, continuations, *, normalise=False, prefixes):
+        """Texts of each prompt's own: what it would say costs nothing, each word of anything else one nat."""
         rows = self.see(prompts, prefixes)
+        if not isinstance(continuations[0], str):
+            said = [self.answer(parts).split() for parts in rows]
+            costs = [
+                [-len(t.split()) * (t.split() != s) for t in own] for s, own in zip(said, continuations, strict=True)
+            ]
+            return np.array(costs, np.float32)
+        assert normalise
         return np.array([[self.answer(parts, name) for name in continuations] for parts in rows], np.float32)
+
+
+class Words:
+    """A tokenizer whose tokens are words."""
+
+    def encode(self, text):
+        return text.split()
 
 
 class Network:

@@ -43,11 +43,31 @@ def test_captions_with_controls(reds, tmp_path):
         "rouge_l": 100.0,
         "cider_d": pytest.approx(expected, abs=0.01),
         "exact_match": 100.0,
+        "nats_per_token": 0.0,
     }
+    assert figures["shuffled"]["nats_per_token"] == figures["blind"]["nats_per_token"] == 1.0
     assert figures["shuffled"]["exact_match"] == figures["blind"]["exact_match"] == 0.0
     assert figures["shuffled"]["cider_d"] < figures["seeing"]["cider_d"] > 100
     same = score_captions(dict.fromkeys(references, "red"), references)
     assert figures["majority"] == {"caption": "red", **same} and same["exact_match"] == 100.0 > same["cider_d"]
+
+
+def test_nouns_of_captions_are_looked_for(reds, tmp_path):
+    """ "square" and "thing" are head nouns of two captions; the model says one of them by a word for what is above it,
+    the other in the plural, and repeats "light", to which WordNet has nothing to add."""
+    nouns = {"square": "00000001", "rectangle": "00000002", "thing": "00000003"}
+    (tmp_path / "index.noun").write_text("".join(f"{noun} n 1 0 1 0 {place}  \n" for noun, place in nouns.items()))
+    above = {"square": "001 @ 00000002 n 0000"}
+    lines = (f"{p} 03 n 01 {noun} 0 {above.get(noun, '000')} | gloss\n" for noun, p in nouns.items())
+    (tmp_path / "data.noun").write_text("".join(lines))
+    (tmp_path / "noun.exc").write_text("")
+    texts = {10: "two rectangles", 90: "things", 170: "something light", 250: "nothing"}
+    settings = EvaluateSettings(task="caption", caption=CaptionSettings(wordnet=str(tmp_path)))
+    config = Config(data=DataSettings(train=reds, validation=reds), evaluate=settings)
+    models = Models(Seer(lambda parts: texts[int(parts[0])]))
+    found = caption.evaluate(config, models, tmp_path).figures["caption"]
+    assert (found["seeing"]["noun_exact"], found["seeing"]["noun"]) == (50.0, 75.0)
+    assert found["shuffled"]["noun"] < 75.0 and found["majority"]["noun"] == 0.0
 
 
 def test_captions_by_domain_are_those_of_each_domain_alone(tmp_path):

@@ -1,0 +1,54 @@
+"""SmolLM2-135M frozen, real pictures: Tux Paint's stamps and Noto's emoji, on a CPU.
+
+    python -m frozen_jax.tools.fetch_data stamps emoji smollm2 efficientnet
+    python -m frozen_jax.main --config=configs/stamps_smollm2.py --workdir=runs/stamps
+
+EfficientNet-Lite0 with its ImageNet weights stays as it is too: its features are made once, and the linear prefix alone
+is trained. `--config=configs/stamps_smollm2.py:finetuned` trains the encoder along; `:nf_resnet` trains the paper's
+NF-ResNet-50 from scratch. Captioned in the report are the held-out stamps, whose captions no training has seen.
+EfficientNet's file is one of PyTorch's, which reads it (the extra `test` brings it).
+"""
+
+from ml_collections import ConfigDict
+
+from frozen_jax.config import default_config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = default_config()
+    config.lm.path = "data/fetched/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    config.vision.name = "efficientnet_lite0"
+    config.vision.path = "data/fetched/efficientnet/efficientnet_lite0.pth"
+    config.vision.freeze = True
+    config.vision.feature_cache = "runs/features"
+    config.prefix.feature_norm = True  # an imported feature has no size that a prefix could count on
+    config.prefix.dropout = 0.2
+    config.data.train = "jsonl:data/fetched/stamps/train.jsonl + jsonl:data/fetched/emoji/train.jsonl"
+    config.data.max_tokens = 24
+    config.data.bos = True  # without it before the prefix SmolLM2 learns nothing from pictures
+    config.optim.learning_rate = 5e-4
+    config.optim.warmup_steps = 20
+    config.optim.clip_norm = 1.0
+    config.train.steps = 1000
+    config.train.batch_size = 16
+    config.train.evaluate_every = 100
+    config.train.validation_examples = 200
+    config.train.patience = 4
+    config.checkpoint.every = 100
+    config.evaluate.task = "caption"
+    config.evaluate.caption.source = "jsonl:data/fetched/stamps/heldout.jsonl"
+    config.evaluate.batch_size = 32
+    if variant not in ("", "finetuned", "nf_resnet"):
+        raise ValueError(f"configs/stamps_smollm2.py has no variant {variant!r}; it has finetuned and nf_resnet")
+    if variant:
+        config.vision.freeze = False
+        config.vision.feature_cache = ""
+        config.data.augment.flip = True
+        config.data.augment.zoom = 0.8
+        config.optim.learning_rate = 1e-4
+    if variant == "nf_resnet":
+        config.vision.name = "nf_resnet50"
+        config.vision.path = ""
+        config.prefix.feature_norm = False
+        config.optim.learning_rate = 3e-4
+    return config
