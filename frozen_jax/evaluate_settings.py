@@ -171,10 +171,13 @@ class RetrievalTaskSettings:
     Attributes:
         source: pictures with captions, one line as in `data.train`; "" takes `data.validation`.
         prompt: template, what stands before a caption whose log-probability is taken.
+        turns: numbers of answered questions about a picture, worded as in training, by which it is to be found, each a
+            row of the report; () asks none. By a model trained for retrieval alone.
     """
 
     source: str = ""
     prompt: str = "[img]"
+    turns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -279,6 +282,9 @@ def check_evaluate(settings: EvaluateSettings, require: Callable[[bool, str, Any
     require(plain, "evaluate.report", settings.report, "it is part of a file name: use letters, digits, _ and -")
     fewshot = settings.fewshot
     require(bool(settings.classify.prompts), "evaluate.classify.prompts", (), "give at least one template")
+    turns = settings.retrieval.turns
+    rule = "give different numbers of at least 1, or ()"
+    require(len(set(turns)) == len(turns) and min(turns, default=1) >= 1, "evaluate.retrieval.turns", turns, rule)
     for name, numbers, least in (
         ("vqa.shots", settings.vqa.shots, 0),
         ("classify.shots", settings.classify.shots, 0),

@@ -10,6 +10,7 @@ import pytest
 
 from frozen_jax import api
 from frozen_jax.config import Config, default_config, from_config_dict
+from frozen_jax.data.records import Question, Record
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate import TASKS
@@ -20,6 +21,7 @@ from frozen_jax.report import Report
 from frozen_jax.restore import load
 from frozen_jax.run import run
 from frozen_jax.tasks.controls import Models
+from frozen_jax.tasks.retrieval import tell_dialogues
 from frozen_jax.tools import controls, make_episodes
 from tests.tasks.seers import Seer
 
@@ -120,7 +122,8 @@ def test_retrieval_by_every_method_and_control(trained, tmp_path):
     """R@1 counted again from the model's own vectors; pictures that share a caption are all right."""
     config, directory, _ = trained
     models = Models(load(directory), load(directory / "blind"))
-    figures = TASKS["retrieval"](change(config, task="retrieval"), models, tmp_path).figures["retrieval"]
+    asked = change(config, task="retrieval", retrieval={"turns": (1,)})
+    figures = TASKS["retrieval"](asked, models, tmp_path).figures["retrieval"]
     records = [open_source("fake:12").record(row) for row in range(12)]
     captions = list(dict.fromkeys(record.captions[0] for record in records))
     assert figures["gallery"] == {"pictures": 12, "captions": len(captions), "without_caption": 0}
@@ -146,6 +149,32 @@ def test_retrieval_by_every_method_and_control(trained, tmp_path):
     np.fill_diagonal(near, -9)
     hits = partners[range(12), near.argmax(1)][partners.any(1)]
     assert among["ret"]["seeing"]["image_to_image_r_1"] == round(100 * hits.mean(), 2)
+    told = [(f"Question: {r.questions[0].text} Answer: {r.questions[0].answers[0]}",) for r in records]
+    best = (model.embed_prompts(told, retrieval=True) @ model.map_image(pictures).T).argmax(axis=1)
+    hits = (relevant @ relevant.T)[range(12), best]
+    dialogue = figures["dialogue"]["turns_1"]
+    assert dialogue["queries"] == 12 and set(dialogue) == {"queries", "chance", "seeing", "shuffled", "blind"}
+    assert dialogue["seeing"]["text_to_image_r_1"] == round(100 * hits.mean(), 2) and dialogue["chance"] < 50
+    with pytest.raises(UserError, match=r"evaluate\.retrieval\.turns has 3, and no picture has so many"):
+        tell_dialogues(records, change(config, retrieval={"turns": (1, 3)}))
+
+
+def test_a_dialogue_goes_on_where_it_was():
+    """Two turns begin with the one turn, in an order of the seed's; each picture says what was answered about it."""
+    questions = tuple(Question(f"q{number}?", ("no", "yes", "yes")) for number in range(4))
+    records = [Record(str(row), None, questions=questions[: 4 - row]) for row in range(3)]
+    config = from_config_dict(
+        {
+            "lm": {"path": "x"},
+            "vision": {"name": "vit"},
+            "data": {"train": "-"},
+            "evaluate": {"retrieval": {"turns": (1, 3)}},
+        }
+    )
+    told = tell_dialogues(records, config)
+    assert {count: list(rows) for count, rows in told.items()} == {1: [0, 1, 2], 3: [0, 1]}
+    assert all(told[3][row][:1] == told[1][row] for row in (0, 1)) and len(set(told[3][0])) == 3
+    assert all(turn.startswith("Question: q") and turn.endswith("? Answer: yes") for turn in told[3][0])
 
 
 def test_an_interrupted_evaluation_goes_on_and_reports_the_same(trained, monkeypatch):

@@ -86,7 +86,8 @@ def test_what_is_found_is_what_the_vectors_say(model, folder, tmp_path):
     index_folder(model, folder, tmp_path / "index")
     searcher = Searcher(model, read_gallery(tmp_path / "index", model=fingerprint_model(model)))
     seen = model.map_image([folder / name for name in sorted(NAMES)])
-    for asked in ([" a blue patch"], [folder / "d.png"], [folder / "a.png", " but red"]):
+    dialogue = [" what is it?", folder / "a.png", " no, blue", " like", folder / "b.png", " but red"]
+    for asked in ([" a blue patch"], [folder / "d.png"], [folder / "a.png", " but red"], dialogue):
         single = not isinstance(asked[0], str) and len(asked) == 1
         vector = seen[sorted(NAMES).index("d.png")] if single else model.embed_prompts([asked], retrieval=True)[0]
         order = np.argsort(-(seen @ vector))

@@ -88,7 +88,8 @@ def widen(model: Model) -> Model:
         )
     lm, vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.lm, network.vision, network.prefix))
     wide = FrozenModel(lm, vision, cast(Prefix, prefix))
-    host = {**jax.device_get(model.params)}
+    # A head that finds pictures by texts has no place in an export.
+    host = jax.device_get({part: model.params[part] for part in ("lm", "vision", "prefix")})
     params = {**host, "lm": merge_added(dequantise_lm(host["lm"]))}
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     return dataclasses.replace(model, network=wide, params=params)

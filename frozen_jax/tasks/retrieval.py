@@ -5,6 +5,7 @@ Metrics are in `metrics/retrieval.py`; the command for galleries of one's own is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from jaxtyping import Float
 
 from frozen_jax.api import Model
 from frozen_jax.config import Config
+from frozen_jax.data.order import sample_rng
+from frozen_jax.data.records import Record
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.metrics.retrieval import DirectionScores, score_direction, score_retrieval
@@ -34,6 +37,7 @@ METHODS: Mapping[str, str] = {
     "states": "cosine of mean LM states, less the mean of each side",
     "ret": "cosine of the [RET] state and the picture's feature, each through its trained map",
     "prefix": "cosine of mean prefix vectors, less their mean",
+    "dialogue": "cosine of the [RET] state behind answered questions about a picture with the pictures' features",
     "ret_prompt": "cosine of the [RET] state behind picture and caption with the pictures' features",
 }
 """What a row of the report is, in words."""
@@ -42,11 +46,14 @@ METHODS: Mapping[str, str] = {
 def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Ranks a source's pictures and captions for each other, by every method that the model has.
 
+    Where `evaluate.retrieval.turns` asks for it, pictures are also looked for by what was asked and answered of them;
+    right are then all pictures of the same caption.
+
     Pictures without a caption are left out. Equal captions are one caption; it is right for each picture that has it,
     and any of these is right for it.
 
     Raises:
-        UserError: fewer than two pictures with captions.
+        UserError: fewer than two pictures with captions, or no picture with so many answered questions.
     """
     settings = config.evaluate.retrieval
     line = source_line(config, settings.source)
@@ -66,7 +73,9 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     prompts = [fill(settings.prompt, Image(row)) for row in range(len(captioned))]
     texts = [config.data.caption_format.format(caption=caption) for caption in captions]
     own = [config.data.caption_format.format(caption=record.captions[0]) for record in captioned]
-    partners = _pairs_without_self(relevant @ relevant.T)
+    alike = relevant @ relevant.T
+    partners = _pairs_without_self(alike)
+    dialogues = tell_dialogues(captioned, config)
     findable = partners.any(axis=1)
     figures: dict[str, Any] = {
         "source": line,
@@ -98,6 +107,12 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
             vectors["ret"] = seen @ seen.T
             asked: list[Prompt] = [(Image(row), text) for row, text in enumerate(own)]
             vectors["ret_prompt"] = model.embed_prompts(asked, retrieval=True, prefixes=table) @ seen.T
+            for turns, dialogue in dialogues.items():
+                told = model.embed_prompts(list(dialogue.values()), retrieval=True)
+                direction = score_direction(told @ seen.T, alike[list(dialogue)])
+                row = figures.setdefault("dialogue", {}).setdefault(f"turns_{turns}", {"queries": len(dialogue)})
+                row["chance"] = round(100 * direction.chance[1], 2)
+                row[view.name] = _list_figures(text_to_image=direction)
         for method, similarity in ranked.items():
             scores = score_retrieval(similarity, relevant)
             row = figures.setdefault(method, {})
@@ -123,6 +138,32 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
                 seed=config.seed,
             )
     return Measured({"retrieval": figures}, samples)
+
+
+def tell_dialogues(records: Sequence[Record], config: Config) -> dict[int, dict[int, Prompt]]:
+    """Returns, for each number of turns, what is said about each picture that has so many answered questions.
+
+    The order of a picture's questions is drawn by the seed, so that more turns begin with fewer.
+    """
+    data, told = config.data, dict[int, dict[int, Prompt]]()
+    for row, record in enumerate(records):
+        answered = [question for question in record.questions if question.answers]
+        order = sample_rng(config.seed, 0, row, stream="dialogue").permutation(len(answered))
+        turns = [
+            data.question_format.format(question=answered[place].text)
+            + data.answer_format.format(answer=Counter(answered[place].answers).most_common(1)[0][0])
+            for place in order
+        ]
+        for count in config.evaluate.retrieval.turns:
+            if count <= len(turns):
+                told.setdefault(count, {})[row] = tuple(turns[:count])
+    missing = [count for count in config.evaluate.retrieval.turns if count not in told]
+    if missing:
+        raise UserError(
+            f"evaluate.retrieval.turns has {missing[0]}, and no picture has so many answered questions; lower it, or "
+            "name a source of pictures with questions"
+        )
+    return told
 
 
 def score_prior(

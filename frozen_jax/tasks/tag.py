@@ -7,6 +7,7 @@ in `metrics/classification.py`.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -115,7 +116,10 @@ def score_tags(
 
 
 def choose_thresholds(scores: Float[np.ndarray, "R C"], actual: Bool[np.ndarray, "R C"]) -> Float[np.ndarray, " C"]:
-    """Returns, for each tag, the score of a picture from which on calling all pictures tagged gives the largest F1."""
+    """Returns, for each tag, the score of a picture from which on calling all pictures tagged gives the largest F1.
+
+    A tag that no picture here has is never called: any threshold would be a guess, and infinity is none too low.
+    """
     thresholds = np.empty(scores.shape[1])
     for tag in range(scores.shape[1]):
         order = np.argsort(-scores[:, tag], kind="stable")
@@ -123,13 +127,19 @@ def choose_thresholds(scores: Float[np.ndarray, "R C"], actual: Bool[np.ndarray,
         right = np.cumsum(actual[order, tag])
         f1 = 2 * right / (np.arange(1, len(order) + 1) + actual[:, tag].sum())
         f1[:-1][ranked[1:] == ranked[:-1]] = -1  # pictures of equal score are called together
-        thresholds[tag] = ranked[f1.argmax()]
+        thresholds[tag] = ranked[f1.argmax()] if right[-1] else np.inf
     return thresholds
 
 
 def find_tag(tag: str, text: str) -> bool:
     """Whether a tag stands in a text, as whole words."""
-    return re.search(rf"(?<!\w){re.escape(tag)}(?!\w)", text, flags=re.IGNORECASE) is not None
+    return _compile_tag(tag).search(text) is not None
+
+
+@functools.cache
+def _compile_tag(tag: str) -> re.Pattern[str]:
+    """Kept for every tag: a vocabulary of many hundreds is beyond what `re` remembers, for each picture anew."""
+    return re.compile(rf"(?<!\w){re.escape(tag)}(?!\w)", flags=re.IGNORECASE)
 
 
 def _mark(records: Sequence[Record], vocabulary: Sequence[str]) -> Bool[np.ndarray, "R C"]:

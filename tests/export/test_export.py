@@ -1,5 +1,6 @@
 """The export tool on a run, what it refuses, and reading its directories back."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.export import check
 from frozen_jax.export.check import compare_with_torch, import_modeling, sample_prompts
 from frozen_jax.export.layout import DIGESTS, VERIFIED, WEIGHTS, describe_vision
-from frozen_jax.export.write import CLASS, PROGRAM, write_digests
+from frozen_jax.export.write import CLASS, PROGRAM, widen, write_digests
 from frozen_jax.models.vision import build_vision
 from frozen_jax.pretrained_vision import load_vision
 from frozen_jax.quantise import dequantise_lm, quantise_lm
@@ -90,6 +91,13 @@ def test_a_run_starts_from_an_exported_encoder(run, tmp_path):
     (damaged / WEIGHTS).write_bytes((damaged / WEIGHTS).read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match=rf"{WEIGHTS} is damaged"):
         load_vision(str(damaged), trained.network.vision)
+
+
+def test_a_head_for_retrieval_is_left_out(run):
+    """The rest is compared bit for bit after writing, and this would be missing there."""
+    model = frozen_jax.load(run[0] / "w")
+    params = {**model.params, "retrieval": {"token": np.zeros(4, np.float32)}}
+    assert set(widen(dataclasses.replace(model, params=params)).params) == {"lm", "vision", "prefix"}
 
 
 @pytest.mark.parametrize("name", VERIFIED)

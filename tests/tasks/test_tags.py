@@ -65,6 +65,19 @@ def test_sources_without_a_common_tag_are_refused(shades, tmp_path):
         evaluate(shades, tmp_path, least=7)
 
 
+def test_a_vocabulary_of_hundreds_and_tags_that_no_threshold_was_chosen_for(shades, tmp_path):
+    """600 tags of the bright pictures; half of them are on none that decides a threshold, and so are never called."""
+    path = tmp_path / "shades.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for place, row in enumerate(rows):
+        if row["tags"][0] == "bright":
+            row["tags"] += [f"mark {n}" for n in range(600) if n < 300 or place % 2 == 0]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    figures = evaluate(shades, tmp_path).figures["tag"]
+    assert figures["tags"] == 603 and figures["seeing"]["map"] == 100.0
+    assert figures["seeing"]["macro_f1"] == pytest.approx(100 * 303 / 603, abs=0.01)
+
+
 def test_thresholds_are_the_best_on_the_given_pictures():
     """Against every threshold there is, ties included."""
     random = np.random.default_rng(0)
