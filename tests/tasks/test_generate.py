@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from frozen_jax.config import Config
 from frozen_jax.data.fake import FakeSource
+from frozen_jax.data.records import Record
 from frozen_jax.metrics.frechet import frechet_distance
-from frozen_jax.tasks.generate import find_nearest, score_tags
+from frozen_jax.tasks.generate import find_nearest, score_tags, share_captioned
 from frozen_jax.tasks.reader import train_reader
+from tests.tasks.seers import Seer, paint, red_of
 
 
 def test_frechet_distance_by_hand():
@@ -42,3 +45,22 @@ def test_a_reader_reads_pictures_that_it_has_not_seen_and_is_the_same_twice():
     assert score_tags(one.tags, tags[192:], ("colour", "place"))["accuracy"] > 80
     black = readers[0].read(np.zeros_like(pictures[192:]), batch_size=64)
     assert score_tags(black.tags, tags[192:], ("colour", "place"))["accuracy"] < 30
+
+
+SAID = {0: " A red square.", 80: " a red square. red", 160: " a red square. blue", 240: " a blue square"}
+
+
+class Captioner(Seer):
+    """Sees how red a picture is, and says what it is told to say of that."""
+
+    def generate(self, prompts, *, max_new_tokens, stop):
+        assert (max_new_tokens, stop) == (Config().evaluate.max_new_tokens, Config().evaluate.caption.stop)
+        return [SAID[int(red_of(picture))] for (picture,) in prompts]
+
+
+def test_captions_count_where_every_sentence_is_the_records_own():
+    """One caption, two joined, one right and one wrong, a wrong one."""
+    pictures = np.stack([paint(red) for red in SAID])
+    for colour, share in (("red", 50.0), ("blue", 25.0), ("green", 0.0)):
+        records = [Record(str(red), None, captions=(f"a {colour} square", colour)) for red in SAID]
+        assert share_captioned(Captioner(), pictures, records, Config()) == share
