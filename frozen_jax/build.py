@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,11 +127,27 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
         feature_norm=config.prefix.feature_norm,
         dropout=config.prefix.dropout,
         dtype=compute,
+        kind=config.prefix.kind,
+        hidden=config.prefix.hidden,
+        layers=config.prefix.layers,
+        heads=config.prefix.heads,
     )
+    if config.prefix.kind == "patches" and config.prefix.length != (places := count_places(config, vision)):
+        raise UserError(
+            f"config.prefix.length is {config.prefix.length}, and with prefix.kind='patches' it is the number of "
+            f"places that {config.vision.name} has at data.image.size={config.data.image.size}: set it to {places}"
+        )
     if not config.retrieval.weight:
         return FrozenModel(lm, vision, prefix)
     head = RetrievalHead(config.retrieval.width, token_width=lm_config.embed_width, embedding_rms=embedding_rms)
     return FrozenModel(lm, vision, prefix, head)
+
+
+def count_places(config: Config, vision: nn.Module) -> int:
+    """Returns M, the vectors that an encoder has of the places of a picture of `data.image.size`."""
+    pictures = jnp.zeros((1, config.data.image.size, config.data.image.size, 3), jnp.uint8)
+    shown = jax.eval_shape(lambda rng: vision.init_with_output(rng, pictures)[0].tokens, jax.random.key(0))
+    return int(shown.shape[1])
 
 
 def build_generator(

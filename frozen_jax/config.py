@@ -27,6 +27,7 @@ from frozen_jax.fault_settings import FaultSettings, check_faults
 from frozen_jax.fusion_settings import FusionSettings, check_fusion
 from frozen_jax.generator_settings import GeneratorSettings, check_generator
 from frozen_jax.lm_settings import LMSettings, check_lm
+from frozen_jax.prefix_settings import DESIGN, PrefixSettings, check_prefix
 from frozen_jax.retrieval_settings import RetrievalSettings, check_retrieval
 from frozen_jax.telemetry_settings import TelemetrySettings, check_telemetry
 
@@ -55,23 +56,6 @@ class VisionSettings:
     freeze: bool = False
     feature_cache: str = ""
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PrefixSettings:
-    """Pooled feature to P vectors of the language model's width.
-
-    Attributes:
-        length: P, vectors per image (the paper tried 1, 2 and 4; 2 was best).
-        layer_norm: normalise each vector and scale it to the size of the language model's own embeddings.
-        feature_norm: normalise the pooled feature first; for imported encoders, whose features have no known size.
-        dropout: rate on the pooled feature, in [0, 1).
-    """
-
-    length: int = 2
-    layer_norm: bool = False
-    feature_norm: bool = False
-    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -225,9 +209,13 @@ def list_free_sections(config: Config) -> tuple[str, ...]:
 
 
 def identify(config: Config) -> dict[str, Any]:
-    """Returns what makes a run this one and no other: everything but the free sections."""
+    """Returns what makes a run this one and no other: everything but the free sections, and nothing that a linear
+    prefix has no use for, so that a run from before there were other ones is still the same."""
     left_out = list_free_sections(config)
-    return {name: section for name, section in to_dict(config).items() if name not in left_out}
+    kept = {name: section for name, section in to_dict(config).items() if name not in left_out}
+    if config.prefix.kind == "linear":
+        kept["prefix"] = {name: value for name, value in kept["prefix"].items() if name not in DESIGN}
+    return kept
 
 
 def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
@@ -295,7 +283,6 @@ def _check(config: Config) -> None:
             raise UserError(f"config.{name} is {value!r}; {rule}")
 
     for name, value in (
-        ("prefix.length", config.prefix.length),
         ("train.steps", config.train.steps),
         ("train.batch_size", config.train.batch_size),
         ("train.log_every", config.train.log_every),
@@ -308,7 +295,6 @@ def _check(config: Config) -> None:
     ):
         require(value >= 1, name, value, "it must be at least 1")
     for name, share in (
-        ("prefix.dropout", config.prefix.dropout),
         ("optim.label_smoothing", config.optim.label_smoothing),
         ("optim.beta1", config.optim.beta1),
         ("optim.beta2", config.optim.beta2),
@@ -330,6 +316,8 @@ def _check(config: Config) -> None:
     check_faults(config.faults, require)
     check_fusion(config.fusion, require)
     check_generator(config.generator, config.data.image.size, require)
+    cached = config.vision.feature_cache
+    check_prefix(config.prefix, require, cached=cached, retrieval=config.retrieval.weight)
     check_telemetry(config.telemetry, require)
     check_retrieval(config.retrieval, require, sees=bool(config.vision.name), pairs_per_row=config.pairs_per_row)
     require(

@@ -87,7 +87,23 @@ VISION_RULES: Mapping[type, ShardingRules] = {
 }
 """Encoders by the class of their module. `tensor` cuts none of them: there it spreads pictures (`sharding.py`)."""
 
-PREFIX_RULES: ShardingRules = ((r"prefix/projection/kernel", P("fsdp")),)  # E (P D)
+_PROJECTION: ShardingRules = ((r"prefix/projection/kernel", P("fsdp")),)  # E (P D)
+
+_QUERIES: ShardingRules = (
+    *_PROJECTION,
+    (r"prefix/(mapped|block_\d+/(query|key|value|up|down))/kernel", P("fsdp")),  # E W, W N H, W F
+    (r"prefix/block_\d+/out/kernel", P(None, None, "fsdp")),  # N H W
+    (r"prefix/queries", P()),
+)
+
+PREFIX_RULES: Mapping[str, ShardingRules] = {
+    "linear": _PROJECTION,
+    "patches": _PROJECTION,
+    "mlp": (*_PROJECTION, (r"prefix/hidden/kernel", P("fsdp"))),
+    "transformer": _QUERIES,
+    "attention_pool": _QUERIES,
+}
+"""Prefixes by their kind."""
 
 FUSION_RULES: ShardingRules = ((r"fusion/[a-z]+/kernel", P()),)  # a few hundred numbers wide
 
@@ -119,7 +135,7 @@ def list_sharding_rules(model: FrozenModel, params: Params) -> ShardingRules:
     if model.vision is not None:
         rules += VISION_RULES[type(model.vision)]
     if model.prefix is not None:
-        rules += PREFIX_RULES
+        rules += PREFIX_RULES[model.prefix.kind]
     if model.fusion is not None:
         rules += FUSION_RULES
     if model.retrieval is not None:

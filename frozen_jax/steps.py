@@ -91,7 +91,7 @@ def loss_fn(
     Source: Tsimpoukelli et al., arXiv 2106.13884, section 3.1.
     """
     images = batch.images.shape[1]
-    pooled = model.pool_images(params, batch.images, rng=rng) if images else None
+    pooled = model.see_images(params, batch.images, rng=rng) if images else None
     prefixes = None if pooled is None else model.make_prefixes(params, pooled, rng=rng)
     embeddings = model.embed(params, batch.tokens, prefixes)
     present = input_mask(batch.tokens).astype(jnp.int32)

@@ -86,6 +86,11 @@ def widen(model: Model) -> Model:
         raise UserError(
             "this run trained a language model on text alone; save that with frozen_jax.language_model.save_lm"
         )
+    if network.prefix.kind != "linear":
+        raise UserError(
+            f"this run has prefix.kind={network.prefix.kind!r}, and what is exported knows the linear prefix alone; "
+            "use the workdir itself, or train with prefix.kind='linear'"
+        )
     lm, vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.lm, network.vision, network.prefix))
     wide = FrozenModel(lm, vision, cast(Prefix, prefix))
     # A head that finds pictures by texts has no place in an export.

@@ -51,7 +51,7 @@ class FrozenModel:
     Attributes:
         lm: language model (`models.lm`).
         vision: encoder (`models.vision`); None for text alone, or where features stand in the place of pictures.
-        prefix: pooled feature to P vectors, or None for text alone.
+        prefix: features to P vectors, or None for text alone.
         retrieval: what finds pictures by texts, where it is trained.
         fusion: what names a class by picture and text; there is no prefix then, and no word is predicted.
         generator: draws pictures of what the language model has read, or None.
@@ -81,7 +81,8 @@ class FrozenModel:
         seen, drawn = self.vision.init_with_output(vision_rng, images)
         params = {"vision": drawn["params"]}
         if self.prefix is not None:
-            params["prefix"] = self.prefix.init(prefix_rng, seen.pooled)["params"]
+            features = seen.tokens if self.prefix.reads_places else seen.pooled
+            params["prefix"] = self.prefix.init(prefix_rng, features)["params"]
         if self.retrieval is not None:
             states = jnp.zeros((1, self.lm.config.embed_width), jnp.float32)
             params["retrieval"] = self.retrieval.init(jax.random.fold_in(rng, 2), states, seen.pooled)["params"]
@@ -111,7 +112,21 @@ class FrozenModel:
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "B I P D"]:
         """Encodes images, or their features without an encoder, to prefix vectors; with `rng` dropout is on."""
-        return self.make_prefixes(params, self.pool_images(params, images, rng=rng), rng=rng)
+        return self.make_prefixes(params, self.see_images(params, images, rng=rng), rng=rng)
+
+    def see_images(
+        self,
+        params: Params,
+        images: UInt8[Array | np.ndarray, "B I height width 3"] | Float32[Array | np.ndarray, "B I E"],
+        *,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B I *M E"]:
+        """Encodes images to what the prefix is made of: pooled features, or those of their places."""
+        if self.prefix is None or not self.prefix.reads_places:
+            return self.pool_images(params, images, rng=rng)
+        flat = constrain(jnp.asarray(images).reshape(-1, *images.shape[2:]), "pictures")
+        places = constrain(self.look(params, flat, rng=rng).tokens, "pictures")
+        return places.reshape(*images.shape[:2], *places.shape[1:])
 
     def pool_images(
         self,
@@ -127,15 +142,15 @@ class FrozenModel:
         return pooled.reshape(rows, count, -1)
 
     def make_prefixes(
-        self, params: Params, pooled: Float32[Array, "B I E"], *, rng: Key[Array, ""] | None = None
+        self, params: Params, features: Float[Array, "B I *M E"], *, rng: Key[Array, ""] | None = None
     ) -> Float[Array, "B I P D"]:
-        """Turns pooled features into prefix vectors; with `rng` dropout is on."""
+        """Turns features from `see_images` into prefix vectors; with `rng` dropout is on."""
         assert self.prefix is not None
-        rows, count, width = pooled.shape
+        rows, count = features.shape[:2]
         keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 1)}
         made = self.prefix.apply(
             {"params": gather(params["prefix"])},
-            pooled.reshape(rows * count, width),
+            features.reshape(rows * count, *features.shape[2:]),
             deterministic=rng is None,
             rngs=keys,
         )
