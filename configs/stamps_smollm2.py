@@ -1,17 +1,32 @@
 """SmolLM2-135M frozen, real pictures: Tux Paint's stamps and Noto's emoji, on a CPU.
 
-    python -m frozen_jax.tools.fetch_data stamps emoji smollm2 efficientnet
+    python -m frozen_jax.tools.fetch_data stamps emoji smollm2 efficientnet wordnet
     python -m frozen_jax.main --config=configs/stamps_smollm2.py --workdir=runs/stamps
 
 EfficientNet-Lite0 with its ImageNet weights stays as it is too: its features are made once, and the linear prefix alone
-is trained. `--config=configs/stamps_smollm2.py:finetuned` trains the encoder along; `:nf_resnet` trains the paper's
-NF-ResNet-50 from scratch. Captioned in the report are the held-out stamps, whose captions no training has seen.
-EfficientNet's file is one of PyTorch's, which reads it (the extra `test` brings it).
+is trained. `--config=configs/stamps_smollm2.py:classes` trains in equal parts on what the encoder's own classifier says
+of its 1,000 classes, and reaches most (docs/results.md):
+
+    python -m frozen_jax.tools.fetch_data imagenet_names
+    python -m frozen_jax.tools.class_features --config=configs/stamps_smollm2.py \\
+      --pictures="jsonl:data/fetched/stamps/train.jsonl + jsonl:data/fetched/emoji/train.jsonl" \\
+      --names=data/fetched/imagenet_names/names.json
+
+`:finetuned` trains the encoder along; `:nf_resnet` trains the paper's NF-ResNet-50 from scratch. Captioned in the
+report are the held-out stamps, whose captions no training has seen. EfficientNet's file is one of PyTorch's, which
+reads it (the extra `test` brings it).
 """
 
 from ml_collections import ConfigDict
 
 from frozen_jax.config import default_config
+
+PICTURES = "jsonl:data/fetched/stamps/train.jsonl + jsonl:data/fetched/emoji/train.jsonl"
+
+PICTURES_AND_CLASSES = (
+    "0.15 * jsonl:data/fetched/stamps/train.jsonl + 0.35 * jsonl:data/fetched/emoji/train.jsonl"
+    " + 0.5 * class_features:data/fetched/class_features.safetensors"
+)
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -23,24 +38,32 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vision.feature_cache = "runs/features"
     config.prefix.feature_norm = True  # an imported feature has no size that a prefix could count on
     config.prefix.dropout = 0.2
-    config.data.train = "jsonl:data/fetched/stamps/train.jsonl + jsonl:data/fetched/emoji/train.jsonl"
+    config.data.train = PICTURES
+    config.data.validation = "jsonl:data/fetched/stamps/heldout.jsonl"
+    config.data.caption_format = " {caption}"
     config.data.max_tokens = 24
+    config.data.buckets = (12, 16, 24)
     config.data.bos = True  # without it before the prefix SmolLM2 learns nothing from pictures
-    config.optim.learning_rate = 5e-4
-    config.optim.warmup_steps = 20
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 30
     config.optim.clip_norm = 1.0
-    config.train.steps = 1000
+    config.train.steps = 400
     config.train.batch_size = 16
-    config.train.evaluate_every = 100
+    config.train.log_every = 10
+    config.train.evaluate_every = 400  # at the end alone: no step is chosen by held-out pictures
     config.train.validation_examples = 200
-    config.train.patience = 4
     config.checkpoint.every = 100
     config.evaluate.task = "caption"
-    config.evaluate.caption.source = "jsonl:data/fetched/stamps/heldout.jsonl"
+    config.evaluate.caption.wordnet = "data/fetched/wordnet"
+    config.evaluate.blind_control = True
+    config.evaluate.max_new_tokens = 12
     config.evaluate.batch_size = 32
-    if variant not in ("", "finetuned", "nf_resnet"):
-        raise ValueError(f"configs/stamps_smollm2.py has no variant {variant!r}; it has finetuned and nf_resnet")
-    if variant:
+    if variant not in ("", "classes", "finetuned", "nf_resnet"):
+        raise ValueError(f"configs/stamps_smollm2.py has no variant {variant!r}; use classes, finetuned or nf_resnet")
+    if variant == "classes":
+        config.data.train = PICTURES_AND_CLASSES
+    elif variant:
         config.vision.freeze = False
         config.vision.feature_cache = ""
         config.data.augment.flip = True

@@ -75,34 +75,41 @@ def open_features(source: Source, config: Config, towers: Towers, *, name: str) 
     files = FeatureFiles(
         Path(config.vision.feature_cache).expanduser() / digest_config(key), count=len(index.samples), width=width
     )
+    for vector in index.vectors.values():
+        if len(vector) != width:
+            raise UserError(f"data: features of {len(vector)} numbers, the encoder's have {width}; make them with it")
     missing = files.missing()
+    plain = {number: [p for p in files.pictures(number) if p not in index.vectors] for number in missing}
     if is_first():
-        lacking = sum(len(files.pictures(number)) for number in missing)
+        lacking = sum(map(len, plain.values()))
         size = f"{files.count:,} pictures x {width} float32, {files.count * width * 4 / 1e6:,.1f} MB"
         print(f"features of {name}: {size} in {files.directory}; {lacking:,} to encode", flush=True)
     wait_for_all(f"features of {name} listed")
     share = missing[jax.process_index() :: jax.process_count()]
     pictures = ImageLoader(source, images, cache_bytes=0, processes=config.data.processes)
 
-    def load() -> Iterator[tuple[int, np.ndarray, dict[int, Bad]]]:
+    def load() -> Iterator[tuple[int, list[int], np.ndarray, dict[int, Bad]]]:
         size = config.evaluate.batch_size
         for number in share:
-            samples = index.samples[files.pictures(number)]
-            for start in range(0, len(samples), size):
-                yield number, *pictures.load(samples[start : start + size])
+            for start in range(0, max(1, len(plain[number])), size):  # a file of vectors alone has one empty batch
+                part = plain[number][start : start + size]
+                yield number, part, *pictures.load(index.samples[part])
 
-    total = sum(len(files.pictures(number)) for number in share)
+    total = sum(len(plain[number]) for number in share)
     with tqdm(total=total, unit="pictures", disable=None if is_first() else True) as bar:
         for number, batches in itertools.groupby(prefetch(load(), depth=2), key=itemgetter(0)):
-            rows = []
-            for _, pixels, bad in batches:
+            first = files.pictures(number).start
+            block = np.zeros((len(files.pictures(number)), width), np.float32)
+            for place in files.pictures(number):
+                block[place - first] = index.vectors.get(place, 0.0)
+            for _, part, pixels, bad in batches:
                 if bad and config.data.on_bad == "raise":
                     raise UserError(bad[min(bad)].message)
-                features = encode(pixels)
-                features[list(bad)] = np.nan
-                rows.append(features)
-                bar.update(len(pixels))
-            files.write(number, np.concatenate(rows))
+                if part:
+                    block[np.array(part) - first] = encode(pixels)
+                    block[[part[row] - first for row in bad]] = np.nan
+                bar.update(len(part))
+            files.write(number, block)
     wait_for_all(f"features of {name} made")
     return FeatureTable(files.open(), index.places, source=source, images=images)
 

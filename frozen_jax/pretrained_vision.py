@@ -64,6 +64,20 @@ def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
         raise UserError(f"vision encoder {path}: {error}") from error
 
 
+def read_weights(path_or_hub_id: str) -> Mapping[str, np.ndarray]:
+    """Returns all tensors of such a file or directory by their names there, those without a place here included.
+
+    Raises:
+        UserError: nothing there, or not readable.
+    """
+    return _open(_find(path_or_hub_id))
+
+
+def _find(path_or_hub_id: str) -> Path:
+    path = Path(path_or_hub_id).expanduser()
+    return path if path.exists() else download_model(path_or_hub_id)
+
+
 def _open(path: Path) -> Mapping[str, np.ndarray]:
     """Reads names, or all tensors of a file of torch's; in a directory such a file counts where nothing else is."""
     if path.is_dir() and not any(path.glob("*.safetensors*")):

@@ -16,6 +16,7 @@ from frozen_jax import features
 from frozen_jax.abstract import abstract_batch, abstract_run
 from frozen_jax.build import build_towers
 from frozen_jax.config import MeshSettings, default_config, from_config_dict
+from frozen_jax.data.class_features import write_class_features
 from frozen_jax.data.fake import FakeSource
 from frozen_jax.data.features import index_pictures
 from frozen_jax.data.order import Position
@@ -132,6 +133,23 @@ def kept(config, towers, tmp_path, small_files):
     config = keep(config, tmp_path / "kept")
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, batch_size=8))
     return config, towers, open_source(config.data.train), tmp_path / "kept"
+
+
+def test_features_of_classes_stand_beside_those_of_pictures(kept, tmp_path):
+    """Fifteen features that are no pictures, over files of which one holds nothing else, are taken as they are."""
+    config, towers, pictures, _ = kept
+    width = towers.model.vision.width
+    vectors = np.random.default_rng(0).random((15, width), np.float32)
+    write_class_features(tmp_path / "classes.safetensors", vectors, [f"thing {number}" for number in range(15)])
+    source = open_source(f"{config.data.train} + class_features:{tmp_path}/classes.safetensors")
+    numbers = np.arange(len(source))
+    features, bad = open_features(source, config, towers, name="train").load(numbers)
+    assert list(bad) == [BAD] and (features[40:55] == vectors).all()
+    alone, _ = open_features(pictures, config, towers, name="train").load(np.arange(40))
+    np.testing.assert_allclose(features[:40], alone, rtol=1e-5, atol=1e-6)
+    write_class_features(tmp_path / "classes.safetensors", vectors[:, 1:], [f"thing {number}" for number in range(15)])
+    with pytest.raises(UserError, match=f"{width - 1} numbers"):
+        open_features(open_source(f"class_features:{tmp_path}/classes.safetensors"), config, towers, name="train")
 
 
 def list_files(directory):

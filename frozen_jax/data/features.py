@@ -14,7 +14,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from frozen_jax.data.dirty import Bad
-from frozen_jax.data.images import ImageOptions
+from frozen_jax.data.images import ImageOptions, is_feature
 from frozen_jax.data.loading import ImageLoader
 from frozen_jax.data.records import FileSlice, ImageData, RecordError, Source
 from frozen_jax.errors import UserError
@@ -43,11 +43,13 @@ class PictureIndex(NamedTuple):
         samples: the first sample that shows each of them; their order is that of the features.
         places: of each sample, the number of its picture; -1 where there is none to be found.
         digest: SHA-256 that says whether two sources show the same pictures in the same order.
+        vectors: by their numbers, the "pictures" that are features already (`class_features.py`).
     """
 
     samples: Int64[np.ndarray, " pictures"]
     places: Int64[np.ndarray, " samples"]
     digest: str
+    vectors: Mapping[int, Float32[np.ndarray, " E"]]
 
 
 def index_pictures(source: Source) -> PictureIndex:
@@ -57,26 +59,30 @@ def index_pictures(source: Source) -> PictureIndex:
     source holds or makes are digested, which for such a source is a pass over all of it.
     """
 
-    def identify(sample: int) -> bytes | None:
+    def identify(sample: int) -> tuple[bytes | None, Float32[np.ndarray, " E"] | None]:
         try:
-            return _identify(source.record(sample).image)
+            image = source.record(sample).image
+            return _identify(image), image if is_feature(image) else None
         except (RecordError, OSError):
-            return None
+            return None, None
 
     places = np.full(len(source), -1, np.int64)
     known: dict[bytes, int] = {}
     samples: list[int] = []
+    vectors = {}
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1), "index") as threads:
         for start in range(0, len(source), _AT_ONCE):
             part = range(start, min(start + _AT_ONCE, len(source)))
-            for sample, identity in zip(part, threads.map(identify, part), strict=True):
+            for sample, (identity, vector) in zip(part, threads.map(identify, part), strict=True):
                 if identity is None:
                     continue
                 places[sample] = known.setdefault(identity, len(samples))
                 if places[sample] == len(samples):
                     samples.append(sample)
+                    if vector is not None:
+                        vectors[len(samples) - 1] = vector
     digest = hashlib.sha256(b"".join(known)).hexdigest()
-    return PictureIndex(np.array(samples, np.int64), places, digest)
+    return PictureIndex(np.array(samples, np.int64), places, digest, vectors)
 
 
 def _identify(image: ImageData | None) -> bytes | None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from frozen_jax.data.records import FileSlice, ImageData, RecordError
@@ -64,6 +65,11 @@ class ImageOptions:
             raise UserError(f"images: fit {self.fit!r} is not known; use 'pad' (whole picture) or 'crop' (centre)")
         if not 0 < self.max_pixels <= _PILLOW_LIMIT:
             raise UserError(f"images: max_pixels {self.max_pixels} must lie in 1..{_PILLOW_LIMIT}, Pillow's safe range")
+
+
+def is_feature(source: object) -> TypeGuard[Float32[np.ndarray, " E"]]:
+    """Whether what stands in a picture's place is an encoder's feature, float32[E] (`class_features.py`)."""
+    return isinstance(source, np.ndarray) and source.ndim == 1 and source.dtype == np.float32
 
 
 def load_image(
@@ -122,6 +128,11 @@ def _open(source: Path | bytes | np.ndarray | Image.Image, name: str) -> Image.I
     """Reads the header only (of files and bytes)."""
     if isinstance(source, Image.Image):
         return source.copy()
+    if is_feature(source):
+        raise UserError(
+            "data: class_features holds features and no pictures; train on them with vision.freeze and "
+            "vision.feature_cache, and name another source where pictures are shown"
+        )
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape:
             raise ImageError(

@@ -22,6 +22,7 @@ import numpy as np
 
 from frozen_jax.data.annotations import coco_captions, karpathy_split, vqa_pairs
 from frozen_jax.data.binding import BindingTexts
+from frozen_jax.data.class_features import ClassFeatures
 from frozen_jax.data.cleaning import CleanOptions, clean_source
 from frozen_jax.data.fake import FakeSource
 from frozen_jax.data.folders import ClassFolder, SidecarFolder
@@ -63,6 +64,7 @@ def _read_number(kind: str, text: str) -> int:
 KINDS: dict[str, Callable[..., Source]] = {
     "array_record": array_record_files,
     "binding_text": _binding_text,
+    "class_features": ClassFeatures,
     "classes": ClassFolder,
     "coco": coco_captions,
     "csv": CsvTable,

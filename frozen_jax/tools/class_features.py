@@ -1,0 +1,110 @@
+"""`python -m frozen_jax.tools.class_features --config=FILE --pictures=SOURCE --names=FILE`: what a classifier knows.
+
+    python -m frozen_jax.tools.class_features --config=configs/stamps_smollm2.py \\
+      --pictures="jsonl:data/fetched/stamps/train.jsonl" \\
+      --names=data/fetched/imagenet_names/names.json --out=data/fetched/class_features.safetensors
+
+Makes captioned features of the classes of a pre-trained encoder from the classifier in its file and the features of
+real pictures, for the source kind `class_features`; how, is in `frozen_jax/class_features.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from frozen_jax.build import build_towers
+from frozen_jax.class_features import estimate_class_features
+from frozen_jax.config import Config
+from frozen_jax.config_file import read_config
+from frozen_jax.data.class_features import write_class_features
+from frozen_jax.data.sources import open_source
+from frozen_jax.errors import UserError
+from frozen_jax.features import open_features
+from frozen_jax.fetch.wording import make_sentence
+from frozen_jax.pretrained_vision import read_weights
+
+
+def make_class_features(config: Config, *, pictures: str, names: Path, out: Path) -> int:
+    """Writes the file and returns how many features it has.
+
+    Args:
+        config: of a run with a pre-trained encoder, `vision.freeze` and `vision.feature_cache`.
+        pictures: source of real pictures, one line as in `data.train`.
+        names: JSON list of the classes' names in the classifier's order; what stands in parentheses, and alternatives
+            behind " / " or " or ", are left out.
+        out: gets the features.
+
+    Raises:
+        UserError: a config without those, names that cannot be read, or a file without a classifier for so many.
+    """
+    if not (config.vision.path and config.vision.freeze and config.vision.feature_cache):
+        raise UserError(
+            "class_features: the config needs vision.path, vision.freeze and vision.feature_cache; set them"
+        )
+    try:
+        classes = json.loads(names.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"class_features: {names} is no JSON list of names ({error}); name another file") from error
+    if not isinstance(classes, list) or not all(isinstance(name, str) and name.strip() for name in classes):
+        raise UserError(f"class_features: {names} must be a JSON list of names, in the classifier's order")
+    source = open_source(pictures)
+    towers = build_towers(config)
+    width = towers.model.vision.width  # type: ignore[union-attr]
+    weights, biases = find_classifier(read_weights(config.vision.path), classes=len(classes), width=width)
+    features, bad = open_features(source, config, towers, name="pictures").load(np.arange(len(source)))
+    features = np.delete(features, list(bad), axis=0)
+    made = estimate_class_features(features, weights, biases, seed=config.seed)
+    captions = [make_sentence(re.split(r" / | or | \(", name)[0]) for name in classes]
+    write_class_features(out, made, captions * (len(made) // len(captions)))
+    return len(made)
+
+
+def find_classifier(
+    tensors: Mapping[str, np.ndarray], *, classes: int, width: int
+) -> tuple[Float[np.ndarray, "C E"], Float[np.ndarray, " C"]]:
+    """Returns kernel and bias of the linear layer from features to classes, known by its shape.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    found = [name for name in tensors if tensors[name].shape == (classes, width)]
+    if len(found) != 1 or (bias := found[0].removesuffix("weight") + "bias") not in tensors:
+        raise UserError(
+            f"class_features: the encoder's file has {len(found)} kernels of {classes} classes x {width} with a bias; "
+            "give the names of the classes that it was trained on, and a file with its classifier"
+        )
+    return tensors[found[0]].astype(np.float64), tensors[bias].astype(np.float64)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line; exit status 1 with one line for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m frozen_jax.tools.class_features",
+        description="Makes captioned features of the classes that a pre-trained encoder can tell apart.",
+        epilog="example: python -m frozen_jax.tools.class_features --config=configs/stamps_smollm2.py"
+        " --pictures=jsonl:data/fetched/stamps/train.jsonl --names=data/fetched/imagenet_names/names.json",
+    )
+    parser.add_argument("--config", required=True, help="of the run; --config.KEY=VALUE changes a setting")
+    parser.add_argument("--pictures", required=True, help="source of real pictures, as data.train")
+    parser.add_argument("--names", type=Path, required=True, help="JSON list of the classes' names")
+    parser.add_argument("--out", type=Path, default=Path("data/fetched/class_features.safetensors"))
+    given, settings = parser.parse_known_args(arguments)
+    try:
+        config = read_config([f"--config={given.config}", *settings])
+        count = make_class_features(config, pictures=given.pictures, names=given.names, out=given.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(f"{count:,} features in {given.out}")
+
+
+if __name__ == "__main__":
+    main()
