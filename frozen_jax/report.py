@@ -190,16 +190,23 @@ def draw_confusion(
     pyplot.close(figure)
 
 
-def draw_tags(
-    path: Path, pictures: Sequence[Any], truths: Sequence[Sequence[str]], given: Sequence[Sequence[str]], size: int
+def draw_answers(
+    path: Path,
+    pictures: Sequence[Any],
+    truths: Sequence[str],
+    given: Sequence[str],
+    right: Sequence[bool],
+    *,
+    size: int,
 ) -> None:
-    """Draws the first pictures with their tags and those that they were given; a missing or a wrong one is red.
+    """Draws the first pictures with what they are and what was said of them: right in green, the rest in red.
 
     Args:
         path: a PNG file.
         pictures: as `load_image` opens them.
-        truths: tags of each.
-        given: tags that the model gave each.
+        truths: of each.
+        given: what the model says of each.
+        right: whether that counts as right.
         size: height and width in which they are drawn.
     """
     import matplotlib
@@ -210,13 +217,11 @@ def draw_tags(
     figure, axes = pyplot.subplots(2, SAMPLES // 2, figsize=(13, 5))
     for axis in axes.flat:
         axis.axis("off")
-    for axis, picture, truth, tags in zip(axes.flat, pictures, truths, given, strict=False):
+    for axis, picture, truth, said, holds in zip(axes.flat, pictures, truths, given, right, strict=False):
         axis.imshow(load_image(picture, options=ImageOptions(size=size)))
-        colour = "darkgreen" if set(truth) == set(tags) else "crimson"
-        axis.set_title(textwrap.fill(f"is: {', '.join(truth)}", 30), fontsize=8, loc="left")
-        axis.text(
-            0, -0.06, textwrap.fill(", ".join(tags), 30), transform=axis.transAxes, fontsize=8, va="top", color=colour
-        )
+        axis.set_title(textwrap.fill(f"is: {truth}", 30), fontsize=8, loc="left")
+        colour = "darkgreen" if holds else "crimson"
+        axis.text(0, -0.06, textwrap.fill(said, 30), transform=axis.transAxes, fontsize=8, va="top", color=colour)
     figure.savefig(path, dpi=80, bbox_inches="tight")
     pyplot.close(figure)
 

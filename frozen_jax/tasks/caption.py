@@ -5,6 +5,7 @@ Metrics are in `metrics/captions.py` and `metrics/nouns.py`, generation in `api.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.metrics.captions import bleu, cider_d, exact_match, rouge_l
 from frozen_jax.metrics.nouns import WordNet, head_noun, names_noun, read_wordnet
+from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, Prompt, fill, show
+from frozen_jax.report import SAMPLES, draw_answers
 from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
@@ -77,6 +80,16 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
             hits = [exact_match(text, captions) for text, captions in zip(texts, truths, strict=True)]
             pictures = images_of(captioned)
             samples = collect_samples("caption", prompts, texts, truths, hits, pictures=pictures, seed=config.seed)
+            if is_first():
+                drawn = random.Random(config.seed).sample(range(len(captioned)), min(len(captioned), SAMPLES))
+                said = [predictions[captioned[row].id] for row in drawn]
+                meant = [truths[row][0] for row in drawn]
+                right = [hits[row] for row in drawn]
+                if wordnet:
+                    right = [_is_named(text, truth, wordnet) for text, truth in zip(said, meant, strict=True)]
+                path = directory / f"{config.evaluate.report}_captions.png"
+                shown = [pictures[row] for row in drawn]
+                draw_answers(path, shown, meant, said, right, size=config.data.image.size)
     commonest = find_commonest_caption(config)
     if commonest:
         same = score_captions(dict.fromkeys(references, commonest), references)
@@ -100,8 +113,12 @@ def score_nouns(
     `noun`, it, a synonym or a direct hypernym."""
     heads = {name: head_noun(captions[0], wordnet) for name, captions in references.items()}
     exact = sum(names_noun(predictions[name], frozenset({head}), wordnet) for name, head in heads.items())
-    near = sum(names_noun(predictions[name], wordnet.accept(head), wordnet) for name, head in heads.items())
+    near = sum(_is_named(predictions[name], captions[0], wordnet) for name, captions in references.items())
     return {"noun_exact": round(100 * exact / len(heads), 2), "noun": round(100 * near / len(heads), 2)}
+
+
+def _is_named(text: str, reference: str, wordnet: WordNet) -> bool:
+    return names_noun(text, wordnet.accept(head_noun(reference, wordnet)), wordnet)
 
 
 def find_commonest_caption(config: Config) -> str:

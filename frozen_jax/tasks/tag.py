@@ -25,7 +25,7 @@ from frozen_jax.heads import fit_head
 from frozen_jax.metrics.classification import f1_scores, mean_average_precision
 from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, fill, show
-from frozen_jax.report import draw_tags
+from frozen_jax.report import draw_answers
 from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
 from frozen_jax.tasks.retrieval import score_prior
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
@@ -90,9 +90,10 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
             truths = [[", ".join(record.tags)] for record in records]
             samples = collect_samples("tag", asked, texts, truths, hits, pictures=pictures, seed=config.seed)
             if is_first():
-                chosen = [[tag for tag, has in zip(vocabulary, row, strict=True) if has] for row in made]
+                chosen = [", ".join(tag for tag, has in zip(vocabulary, row, strict=True) if has) for row in made]
+                named = [", ".join(record.tags) for record in records]
                 path = directory / f"{config.evaluate.report}_tags.png"
-                draw_tags(path, pictures, [record.tags for record in records], chosen, config.data.image.size)
+                draw_answers(path, pictures, named, chosen, hits, size=config.data.image.size)
     probe = fit_head(models.seeing.encode_image(images_of(learnt)), taught.astype(np.float32), exclusive=False)
     logits = probe.logits(models.seeing.encode_image(pictures))
     figures["linear_probe"] = score_tags(logits[: len(records)], actual, logits[len(records) :], calibration)

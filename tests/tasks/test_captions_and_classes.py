@@ -67,6 +67,7 @@ def test_nouns_of_captions_are_looked_for(reds, tmp_path):
     models = Models(Seer(lambda parts: texts[int(parts[0])]))
     found = caption.evaluate(config, models, tmp_path).figures["caption"]
     assert (found["seeing"]["noun_exact"], found["seeing"]["noun"]) == (50.0, 75.0)
+    assert (tmp_path / "report_captions.png").is_file()
     assert found["shuffled"]["noun"] < 75.0 and found["majority"]["noun"] == 0.0
 
 
