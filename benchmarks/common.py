@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, towers with random weights of published shapes, interleaved timing, reports.
+"""What the benchmarks share: runs that are made once, flags, towers with random weights of published shapes, interleaved timing, reports.
 
 Times are CPU-seconds of the whole process, all threads together, where there is no accelerator: other processes on the
 machine then disturb them little. With an accelerator they are seconds.
@@ -23,11 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_jax.batch import SLOT, Batch
+from frozen_jax.config import Config
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.published import PUBLISHED
 from frozen_jax.models.vision import build_vision
+from frozen_jax.report import digest_measured
+from frozen_jax.run import run
 from frozen_jax.startup import has_accelerator, keep_freed_memory
 from frozen_jax.state import Params, map_with_path
 
@@ -163,3 +166,13 @@ def format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {format_value(inner)}" for name, inner in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def run_once(config: Config, workdir: Path) -> dict[str, Any]:
+    """Returns the report of one run, trained where it is not there yet."""
+    path = workdir / "report.json"
+    if path.exists():
+        report = json.loads(path.read_text())
+        if report["train"]["finished"] and report["config_digest"] == digest_measured(config):
+            return dict(report)
+    return run(config, workdir, mode="train")

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import run_once
 from frozen_jax.config import from_config_dict, to_dict
 from frozen_jax.config_file import read_config
 from frozen_jax.models.fusion import KINDS
-from frozen_jax.report import digest_measured
-from frozen_jax.run import run
 from frozen_jax.startup import keep_freed_memory
 from frozen_jax.telemetry import format_table
 
@@ -34,13 +33,7 @@ def measure(words: list[str], out: Path, kind: str, seed: int) -> dict[str, Any]
     given = to_dict(read_config(words))
     given["fusion"]["kind"], given["seed"] = kind, seed
     config = from_config_dict(given)
-    workdir = out / f"{kind}_{seed}"
-    path = workdir / "report.json"
-    if path.exists():
-        report = json.loads(path.read_text())
-        if report["train"]["finished"] and report["config_digest"] == digest_measured(config):
-            return dict(report)
-    return run(config, workdir, mode="train")
+    return run_once(config, out / f"{kind}_{seed}")
 
 
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:

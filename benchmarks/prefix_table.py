@@ -1,6 +1,6 @@
 """Prefix designs by number of vectors in one table: seeing, without the picture, and captions, on easy-VQA.
 
-    python benchmarks/prefix_table.py --out=runs/prefix_table [--kinds=linear,mlp] [--lengths=1,2,4] [--config.…]
+    PYTHONPATH=. python benchmarks/prefix_table.py --out=runs/prefix_table [--kinds=linear,mlp] [--lengths=1,2,4] [--config.…]
 
 Trains and evaluates `configs/quickstart.py` once for each kind and length, in workdirs below `--out`, where what is
 finished is taken as it is; `patches` has one length, the number of places. Writes `prefix.md` and `prefix.json` after
@@ -14,13 +14,12 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+from benchmarks.common import run_once
 from frozen_jax.build import count_places
 from frozen_jax.config import Config, from_config_dict, to_dict
 from frozen_jax.config_file import read_config
 from frozen_jax.models.vision import build_vision
 from frozen_jax.prefix_settings import PrefixKind
-from frozen_jax.report import digest_measured
-from frozen_jax.run import run
 from frozen_jax.startup import keep_freed_memory
 from frozen_jax.telemetry import format_table
 
@@ -35,16 +34,6 @@ def plan(words: list[str], kind: str, length: int) -> Config:
     given["prefix"] |= {"kind": kind, "length": length}
     given["data"]["max_tokens"] += length - config.prefix.length
     return from_config_dict(given)
-
-
-def measure(config: Config, workdir: Path) -> dict[str, Any]:
-    """Returns the report of one run, trained where it is not there yet."""
-    path = workdir / "report.json"
-    if path.exists():
-        report = json.loads(path.read_text())
-        if report["train"]["finished"] and report["config_digest"] == digest_measured(config):
-            return dict(report)
-    return run(config, workdir, mode="train")
 
 
 def summarise(config: Config, report: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +69,7 @@ def main() -> None:
         lengths = [places] if kind == "patches" else [int(length) for length in given.lengths.split(",")]
         for length in lengths:
             cell = plan(words, kind, length)
-            lines.append(summarise(cell, measure(cell, given.out / f"{kind}_{length}")))
+            lines.append(summarise(cell, run_once(cell, given.out / f"{kind}_{length}")))
             shown = [["" if line[name] is None else str(line[name]) for name in HEADER] for line in lines]
             table = format_table(HEADER, shown)
             (given.out / "prefix.md").write_text(f"{lines[0]['n']} questions of easy-VQA's test; percent.\n\n{table}\n")
