@@ -1,4 +1,5 @@
-"""What the benchmarks share: runs that are made once, flags, towers with random weights of published shapes, interleaved timing, reports.
+"""What the benchmarks share: runs made once, flags, towers with random weights of published shapes, interleaved
+timing, reports.
 
 Times are CPU-seconds of the whole process, all threads together, where there is no accelerator: other processes on the
 machine then disturb them little. With an accelerator they are seconds.
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from frozen_jax import run as runs
 from frozen_jax.batch import SLOT, Batch
 from frozen_jax.config import Config
 from frozen_jax.models.frozen import FrozenModel
@@ -30,7 +32,6 @@ from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.published import PUBLISHED
 from frozen_jax.models.vision import build_vision
 from frozen_jax.report import digest_measured
-from frozen_jax.run import run
 from frozen_jax.startup import has_accelerator, keep_freed_memory
 from frozen_jax.state import Params, map_with_path
 
@@ -175,4 +176,4 @@ def run_once(config: Config, workdir: Path) -> dict[str, Any]:
         report = json.loads(path.read_text())
         if report["train"]["finished"] and report["config_digest"] == digest_measured(config):
             return dict(report)
-    return run(config, workdir, mode="train")
+    return runs.run(config, workdir, mode="train")

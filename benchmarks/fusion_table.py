@@ -1,6 +1,6 @@
 """Kinds of fusion in one table: text alone, image alone and each way to join them, over seeds.
 
-    python benchmarks/fusion_table.py --out=runs/fusion_table [--seeds=3] [--kinds=text,image,gated] [--config.…]
+    PYTHONPATH=. python benchmarks/fusion_table.py --out=runs/fusion_table [--seeds=3] [--kinds=text,image] [--config.…]
 
 Trains and evaluates `configs/easy_vqa_fusion.py` once for each kind and seed, in workdirs below `--out`, where what is
 finished is taken as it is; writes `fusion.md`, `fusion.json` and `fusion.png`.

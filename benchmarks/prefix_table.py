@@ -1,6 +1,7 @@
 """Prefix designs by number of vectors in one table: seeing, without the picture, and captions, on easy-VQA.
 
-    PYTHONPATH=. python benchmarks/prefix_table.py --out=runs/prefix_table [--kinds=linear,mlp] [--lengths=1,2,4] [--config.…]
+    PYTHONPATH=. python benchmarks/prefix_table.py --out=runs/prefix_table \\
+      [--kinds=linear,mlp] [--lengths=1,2,4] [--config.…]
 
 Trains and evaluates `configs/quickstart.py` once for each kind and length, in workdirs below `--out`, where what is
 finished is taken as it is; `patches` has one length, the number of places. Writes `prefix.md` and `prefix.json` after
