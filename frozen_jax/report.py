@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 import resource
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,15 +215,21 @@ def draw_answers(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    def wrap(text: str) -> str:
+        return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in text), 30)
+
     figure, axes = pyplot.subplots(2, SAMPLES // 2, figsize=(13, 5))
+    style = {"fontsize": 8, "parse_math": False}  # a model may write anything, dollar signs included
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, truth, said, holds in zip(axes.flat, pictures, truths, given, right, strict=False):
         axis.imshow(load_image(picture, options=ImageOptions(size=size)))
-        axis.set_title(textwrap.fill(f"is: {truth}", 30), fontsize=8, loc="left")
+        axis.set_title(wrap(f"is: {truth}"), loc="left", **style)
         colour = "darkgreen" if holds else "crimson"
-        axis.text(0, -0.06, textwrap.fill(said, 30), transform=axis.transAxes, fontsize=8, va="top", color=colour)
-    figure.savefig(path, dpi=80, bbox_inches="tight")
+        axis.text(0, -0.06, wrap(said), transform=axis.transAxes, va="top", color=colour, **style)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font lacks: drawn as a box
+        figure.savefig(path, dpi=80, bbox_inches="tight")
     pyplot.close(figure)
 
 

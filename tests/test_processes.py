@@ -93,10 +93,16 @@ def test_two_processes_train_and_evaluate_as_one_does(two, config_file, tmp_path
     for name in ("steps", "best_step", "stopped_early", "best_validation_loss"):
         assert there["train"][name] == report["train"][name]
     assert there["frozen"] == report["frozen"]
-    # Captions of ten pictures and of their shuffle in batches of four: each process makes some of the six batches.
+    # Captions of ten pictures, their references' losses, and both on shuffled pictures, in batches of four: each
+    # process makes some of the twelve. Losses are sums in another order.
+    for name in ("seeing", "shuffled"):
+        nats = (measured["caption"][name].pop("nats_per_token") for measured in (there, report))
+        np.testing.assert_allclose(*nats, rtol=1e-4)
     assert there["caption"] == report["caption"] and report["caption"]["n"] == 10
-    answers = read_answers(workdir)
-    assert answers == read_answers(tmp_path / "one") and list(map(len, answers)) == [4, 4, 2] * 2
+    answers, alone = read_answers(workdir), read_answers(tmp_path / "one")
+    assert list(map(len, answers)) == [4, 4, 2] * 4
+    for batch, same in enumerate(zip(answers, alone, strict=True)):
+        assert same[0] == same[1] if batch // 3 % 2 == 0 else np.allclose(*same, rtol=1e-5)
 
 
 def read_answers(workdir):

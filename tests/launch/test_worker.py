@@ -124,6 +124,9 @@ def test_setup_installs_the_package_and_mounts_the_storage(home, name, storage):
         del programs["gcsfuse"]
         programs["sudo"] += 'case "$*" in *gcsfuse) cp "$0" "${0%/*}/gcsfuse" ;; esac\n'
     programs["lsb_release"] += "echo jammy\n"
+    # Whoever stands at the end of a pipe reads it, so that who writes into it is not killed for coming late.
+    programs["sudo"] += 'case "$1" in tee) cat >/dev/null ;; esac\n'
+    programs["sh"] += "cat >/dev/null\n"
     # What the installer of uv does.
     programs["sh"] += 'mkdir -p "$HOME/.local/bin" && cp "${0%/*}/curl" "$HOME/.local/bin/uv"\n'
     for program, text in programs.items():

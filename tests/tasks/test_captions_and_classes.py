@@ -61,7 +61,12 @@ def test_nouns_of_captions_are_looked_for(reds, tmp_path):
     lines = (f"{p} 03 n 01 {noun} 0 {above.get(noun, '000')} | gloss\n" for noun, p in nouns.items())
     (tmp_path / "data.noun").write_text("".join(lines))
     (tmp_path / "noun.exc").write_text("")
-    texts = {10: "two rectangles", 90: "things", 170: "something light", 250: "nothing"}
+    texts = {
+        10: "two rectangles",
+        90: "things",
+        170: "something light",
+        250: "$\\nothing$ \x07 \u4e00",
+    }  # no formula, no sign of the font
     settings = EvaluateSettings(task="caption", caption=CaptionSettings(wordnet=str(tmp_path)))
     config = Config(data=DataSettings(train=reds, validation=reds), evaluate=settings)
     models = Models(Seer(lambda parts: texts[int(parts[0])]))
