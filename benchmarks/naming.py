@@ -4,9 +4,9 @@
       --train="jsonl:data/fetched/stamps/train.jsonl + jsonl:data/fetched/emoji/train.jsonl" \\
       --names=data/fetched/imagenet_names/names.json
 
-Held out is `data.validation`. Two readings of the pooled feature: the encoder's own classifier, at its first and its
-first five guesses; and a ridge regression from the training pictures' features to the head nouns of their captions. What
-counts as named is what counts in the caption task (`metrics/nouns.py`): the noun, a synonym, a direct hypernym.
+Held out is `data.validation`. Two readings of the pooled feature: the encoder's own classifier, by one guess or five; a
+ridge regression from the training pictures' features to the head nouns of their captions. What counts as named is what
+counts in the caption task (`metrics/nouns.py`): the noun, a synonym, a direct hypernym.
 """
 
 from __future__ import annotations
