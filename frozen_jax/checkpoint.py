@@ -22,7 +22,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,15 +189,12 @@ class Checkpoints:
         self._prune()
 
     def close(self) -> None:
-        """Waits for the save in progress and ends the background threads.
-
-        Raises:
-          UserError: as `wait`.
-        """
+        """Waits for the save in progress, as `wait`, and ends the background threads."""
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            with suppress(OSError):  # another thread of Orbax's tells again what was told
+                self._orbax.close()
             self._reader.close()
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
