@@ -41,9 +41,7 @@ def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
     Raises:
         UserError: nothing there, an encoder without published weights, or weights of another one.
     """
-    path = Path(path_or_hub_id).expanduser()
-    if not path.exists():
-        path = download_model(path_or_hub_id)
+    path = _find(path_or_hub_id)
     try:
         if is_export(path):
             return read_encoder(path, module)

@@ -5,7 +5,6 @@ What is downloaded is in `packages.py`; what becomes of it is in `archives.py` a
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from frozen_jax.errors import UserError
 from frozen_jax.fetch.packages import Package
+from frozen_jax.sums import digest_file
 
 INDEX = "https://pypi.org/simple"
 """PyPI's index by default; another one has to answer in JSON (PEP 691)."""
@@ -108,12 +108,6 @@ def download(package: Package, folder: Path, urls: Sequence[str]) -> Path:
         )
     os.replace(part, target)
     return target
-
-
-def digest_file(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(part: Path) -> int:

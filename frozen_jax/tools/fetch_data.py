@@ -19,15 +19,13 @@ from pathlib import Path
 
 from frozen_jax.errors import UserError
 from frozen_jax.fetch.archives import read_members
-from frozen_jax.fetch.download import DEBIAN, INDEX, digest_file, download, list_urls
+from frozen_jax.fetch.download import DEBIAN, INDEX, download, list_urls
 from frozen_jax.fetch.emoji import write_emoji
 from frozen_jax.fetch.packages import MEMBERS, SETS, Package
 from frozen_jax.fetch.split import write_splits
 from frozen_jax.fetch.stamps import write_stamps
+from frozen_jax.sums import SUMS, digest_file, format_sums
 from frozen_jax.workdir import write_bytes_atomic, write_text_atomic
-
-SUMS = "SHA256SUMS"
-"""Digests of all other files of a set, as `sha256sum -c` reads them."""
 
 LICENCE = "LICENCE.txt"
 
@@ -57,7 +55,7 @@ def fetch(name: str, out: Path, *, index: str = INDEX, debian: Sequence[str] = D
         about = _make(name, files, made)
         write_text_atomic(made / LICENCE, "\n\n".join(map(read_licence, packages, files)))
         names = sorted(str(path.relative_to(made).as_posix()) for path in made.rglob("*") if path.is_file())
-        write_text_atomic(made / SUMS, "".join(f"{digest_file(made / path)}  {path}\n" for path in names))
+        write_text_atomic(made / SUMS, format_sums((path, made / path) for path in names))
         made.chmod(0o755)
         os.replace(made, target)
     except BaseException:
