@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frozen_jax.errors import UserError
+from frozen_jax.fetch import emoji, stamps
 from frozen_jax.fetch.archives import read_members
 from frozen_jax.fetch.download import DEBIAN, INDEX, download, list_urls
 from frozen_jax.fetch.emoji import write_emoji
@@ -75,11 +76,11 @@ def _make(name: str, files: Sequence[Path], folder: Path) -> str:
             write_bytes_atomic(folder / short, found[member])
         return f"{len(members)} files"
     if name == "stamps":
-        entries = write_stamps(files[0], folder)
+        entries, question = write_stamps(files[0], folder), stamps.QUESTION
     else:
         font, cldr, unicode_data = files
-        entries = write_emoji(font, cldr, unicode_data, folder)
-    counts = write_splits(folder, entries)
+        entries, question = write_emoji(font, cldr, unicode_data, folder), emoji.QUESTION
+    counts = write_splits(folder, entries, question=question)
     captions, categories = len({entry.caption for entry in entries}), len({entry.tags[0] for entry in entries})
     return (
         f"{len(entries)} pictures, {captions} captions, {categories} categories: {counts['train']} in train.jsonl, "
