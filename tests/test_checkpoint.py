@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trips, retention, refusals, damage, kills at any instant. Small and read-only disks: `faults/test_disks.py`."""
+"""Checkpoints: exact round trips, retention, refusals, damage, kills at any instant. Disks: `faults/test_disks.py`."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints on a small disk that fills up and on one that turns read-only: one line each, and what was saved stays."""
+"""Checkpoints on a disk that fills up and on one that turns read-only: one line each, and what was saved stays."""
 
 import shutil
 import subprocess
