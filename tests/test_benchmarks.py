@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import common, torch_peer
+from benchmarks import common, results_table, torch_peer
 from benchmarks.train_step import count_operations
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
@@ -72,3 +72,17 @@ def test_variants_take_turns_and_the_median_counts(monkeypatch):
     variants = {name: functools.partial(calls.append, name) for name in ("ours", "peer")}
     assert common.measure(variants, rounds=3) == {"ours": 2.0, "peer": 20.0}
     assert calls == ["ours", "peer"] * 4
+
+
+def test_results_are_means_over_seeds_and_say_where_nothing_was_measured():
+    reports = [
+        {"caption": {"seeing": {"nats_per_token": loss, "noun": 10.0 * loss}, "majority": {"noun": 0.5}}}
+        for loss in (3.0, 3.2)
+    ]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in results_table.draw_table({"captions": reports}, [0, 1]).splitlines()
+    ]
+    assert ["stamps: loss of the caption's tokens, nats", "3.1 ± 0.14", "", "", ""] in lines
+    assert ["stamps: noun, synonym or direct hypernym named", "31.0 ± 1.4", "", "", "0.5"] in lines
+    assert not any(line[0].startswith("emoji") for line in lines), "not measured, not shown"
