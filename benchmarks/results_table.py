@@ -1,6 +1,6 @@
 """The tables of docs/results.md: a real language model and real pictures, mean and spread over seeds.
 
-    PYTHONPATH=. python benchmarks/results_table.py --out=runs [--seeds=0,1,2] [--only=captions,emoji] [--config.…]
+    PYTHONPATH=. python benchmarks/results_table.py --out=runs [--seeds=0,1,2] [--only=report,emoji] [--config.…]
 
 Trains `configs/stamps_smollm2.py:classes` once for each seed, in `OUT/stamps_seedN`, and measures each run by every
 evaluation below, on held-out pictures alone; what is finished is taken as it is. Writes `results.md`, `results.json`.
@@ -30,7 +30,7 @@ KIND = "Question: What kind of thing is this? Answer:"
 WAYS = (2, 5)
 
 EVALUATIONS: Mapping[str, Sequence[str]] = {
-    "captions": (),
+    "report": (),
     "emoji": (f"caption.source={EMOJI}",),
     "kind": (
         "task=vqa",
@@ -62,11 +62,11 @@ EVALUATIONS: Mapping[str, Sequence[str]] = {
 """By name of the report: settings of `evaluate`; {out} is the folder of the runs."""
 
 ROWS: Sequence[tuple[str, str, str, str]] = (
-    ("stamps: loss of the caption's tokens, nats", "captions", "caption.{view}.nats_per_token", ""),
-    ("stamps: noun, synonym or direct hypernym named", "captions", "caption.{view}.noun", "caption.majority.noun"),
-    ("stamps: head noun itself named", "captions", "caption.{view}.noun_exact", "caption.majority.noun_exact"),
-    ("stamps: CIDEr-D x 100", "captions", "caption.{view}.cider_d", "caption.majority.cider_d"),
-    ("stamps: exact caption", "captions", "caption.{view}.exact_match", "caption.majority.exact_match"),
+    ("stamps: loss of the caption's tokens, nats", "report", "caption.{view}.nats_per_token", ""),
+    ("stamps: noun, synonym or direct hypernym named", "report", "caption.{view}.noun", "caption.majority.noun"),
+    ("stamps: head noun itself named", "report", "caption.{view}.noun_exact", "caption.majority.noun_exact"),
+    ("stamps: CIDEr-D x 100", "report", "caption.{view}.cider_d", "caption.majority.cider_d"),
+    ("stamps: exact caption", "report", "caption.{view}.exact_match", "caption.majority.exact_match"),
     ("emoji: loss of the caption's tokens, nats", "emoji", "caption.{view}.nats_per_token", ""),
     ("emoji: noun, synonym or direct hypernym named", "emoji", "caption.{view}.noun", "caption.majority.noun"),
     ("emoji: CIDEr-D x 100", "emoji", "caption.{view}.cider_d", "caption.majority.cider_d"),
