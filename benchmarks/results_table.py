@@ -42,9 +42,7 @@ EVALUATIONS: Mapping[str, Sequence[str]] = {
     "category": (
         "task=classify",
         f"classify.source={STAMPS}",
-        "classify.shot_source=jsonl:data/fetched/stamps/train.jsonl",
         f"classify.prompts=('[img] {KIND}',)",
-        "classify.heads=True",
     ),
     "easy_vqa": ("task=vqa", "vqa.source=easy_vqa:test", "examples=300", "max_new_tokens=6"),
     **{
@@ -72,7 +70,7 @@ ROWS: Sequence[tuple[str, str, str, str]] = (
     ("emoji: CIDEr-D x 100", "emoji", "caption.{view}.cider_d", "caption.majority.cider_d"),
     ("category, open answer", "kind", "vqa.shots_0.{view}.accuracy", "vqa.majority.accuracy"),
     ("category, of 14 by log-probability", "category", "classify.{view}.top_1", "classify.majority"),
-    ("category, linear probe on the features", "category", "classify_linear_probe.{view}.top_1", "classify.majority"),
+    ("… less what a name is worth after the mean picture", "category", "classify.{view}.less_prior_top_1", ""),
     *(
         (
             f"caption to picture, of 50, R@{k}",
