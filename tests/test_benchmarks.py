@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import common, results_table, torch_peer
+from benchmarks import common, recipes_plots, results_table, torch_peer
 from benchmarks.train_step import count_operations
+from frozen_jax.config import from_config_dict
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
@@ -86,3 +87,19 @@ def test_results_are_means_over_seeds_and_say_where_nothing_was_measured():
     assert ["stamps: loss of the caption's tokens, nats", "3.1 ± 0.14", "", "", ""] in lines
     assert ["stamps: noun, synonym or direct hypernym named", "31.0 ± 1.4", "", "", "0.5"] in lines
     assert not any(line[0].startswith("emoji") for line in lines), "not measured, not shown"
+
+
+def test_curves_of_seeds_meet_at_the_steps_that_all_have(tmp_path):
+    written = ['{"step": 2, "kind": "train", "loss": 1.5}', '{"step": 2, "kind": "validation", "loss": 9}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*written, '{"step": 4, "kind": "train", "loss": 0.5}']))
+    first = recipes_plots.read_losses(tmp_path, "train")
+    assert first == {2: 1.5, 4: 0.5}
+    steps, losses = recipes_plots.join_curves([first, {4: 0.75, 6: 0.0}])
+    assert steps == [4] and losses.tolist() == [[0.5], [0.75]]
+
+
+def test_a_change_leaves_its_neighbours_alone():
+    given = {"lm": {"path": "x"}, "vision": {"name": "y"}, "data": {"train": "fake:8", "augment": {"flip": True}}}
+    changed = recipes_plots.change(from_config_dict(given), {"data": {"augment": {"shift": 0.1}}, "seed": 3})
+    assert changed.data.train == "fake:8" and changed.seed == 3
+    assert (changed.data.augment.flip, changed.data.augment.shift) == (True, 0.1)
