@@ -13,8 +13,7 @@ of its 1,000 classes, and reaches most (docs/results.md):
       --names=data/fetched/imagenet_names/names.json
 
 `:finetuned` trains the encoder along; `:nf_resnet` trains the paper's NF-ResNet-50 from scratch. Captioned in the
-report are the held-out stamps, whose captions no training has seen. EfficientNet's file is one of PyTorch's, which
-reads it (the extra `test` brings it).
+report are the held-out stamps, whose captions no training has seen.
 """
 
 from ml_collections import ConfigDict
