@@ -204,15 +204,20 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def list_free_sections(config: Config) -> tuple[str, ...]:
     """Returns `FREE_SECTIONS` and those that are off: a run that was made before there were any is still the same."""
-    off = {"generator": not config.generator.name, "adaptation": config.adaptation == AdaptationSettings()}
+    off = {
+        "generator": not config.generator.name,
+        "adaptation": config.adaptation == AdaptationSettings(),
+        "retrieval": not config.retrieval.weight,
+    }
     return (*FREE_SECTIONS, *(name for name, is_off in off.items() if is_off))
 
 
 def identify(config: Config) -> dict[str, Any]:
     """Returns what makes a run this one and no other: everything but the free sections, and nothing that a linear
-    prefix has no use for, so that a run from before there were other ones is still the same."""
-    left_out = list_free_sections(config)
-    kept = {name: section for name, section in to_dict(config).items() if name not in left_out}
+    prefix or a retrieval without questions has no use for, so that a run from before these is still the same."""
+    left_out, whole = list_free_sections(config), to_dict(config)
+    kept = {name: section for name, section in whole.items() if name not in left_out}
+    kept["retrieval"] = {name: value for name, value in whole["retrieval"].items() if name != "turns" or value}
     if config.prefix.kind == "linear":
         kept["prefix"] = {name: value for name, value in kept["prefix"].items() if name not in DESIGN}
     return kept
@@ -319,7 +324,13 @@ def _check(config: Config) -> None:
     cached = config.vision.feature_cache
     check_prefix(config.prefix, require, cached=cached, retrieval=config.retrieval.weight)
     check_telemetry(config.telemetry, require)
-    check_retrieval(config.retrieval, require, sees=bool(config.vision.name), pairs_per_row=config.pairs_per_row)
+    check_retrieval(
+        config.retrieval,
+        require,
+        sees=bool(config.vision.name),
+        pairs_per_row=config.pairs_per_row,
+        asks=config.data.question_fraction > 0,
+    )
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
