@@ -27,7 +27,7 @@ from frozen_jax.fault_settings import FaultSettings, check_faults
 from frozen_jax.fusion_settings import FusionSettings, check_fusion
 from frozen_jax.generator_settings import GeneratorSettings, check_generator
 from frozen_jax.lm_settings import LMSettings, check_lm
-from frozen_jax.prefix_settings import DESIGN, PrefixSettings, check_prefix
+from frozen_jax.prefix_settings import PrefixSettings, check_prefix, list_unused
 from frozen_jax.retrieval_settings import RetrievalSettings, check_retrieval
 from frozen_jax.telemetry_settings import TelemetrySettings, check_telemetry
 
@@ -203,18 +203,25 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def list_free_sections(config: Config) -> tuple[str, ...]:
-    """Returns `FREE_SECTIONS` and those that are off: a run that was made before there were any is still the same."""
-    off = {"generator": not config.generator.name, "adaptation": config.adaptation == AdaptationSettings()}
-    return (*FREE_SECTIONS, *(name for name, is_off in off.items() if is_off))
+    """Returns `FREE_SECTIONS`, sections that are off, and settings that make no difference: a run from before there
+    were any is still the same."""
+    off = {
+        "generator": not config.generator.name,
+        "adaptation": config.adaptation == AdaptationSettings(),
+        "retrieval.turns": not config.retrieval.turns,
+    }
+    unused = (f"prefix.{name}" for name in list_unused(config.prefix))
+    return (*FREE_SECTIONS, *(name for name, is_off in off.items() if is_off), *unused)
 
 
 def identify(config: Config) -> dict[str, Any]:
-    """Returns what makes a run this one and no other: everything but the free sections, and nothing that a linear
-    prefix has no use for, so that a run from before there were other ones is still the same."""
+    """Returns what makes a run this one and no other: everything but what `list_free_sections` lists."""
     left_out = list_free_sections(config)
     kept = {name: section for name, section in to_dict(config).items() if name not in left_out}
-    if config.prefix.kind == "linear":
-        kept["prefix"] = {name: value for name, value in kept["prefix"].items() if name not in DESIGN}
+    for name in left_out:
+        section, _, key = name.partition(".")
+        if key and section in kept:
+            kept[section] = {setting: value for setting, value in kept[section].items() if setting != key}
     return kept
 
 
@@ -319,7 +326,13 @@ def _check(config: Config) -> None:
     cached = config.vision.feature_cache
     check_prefix(config.prefix, require, cached=cached, retrieval=config.retrieval.weight)
     check_telemetry(config.telemetry, require)
-    check_retrieval(config.retrieval, require, sees=bool(config.vision.name), pairs_per_row=config.pairs_per_row)
+    check_retrieval(
+        config.retrieval,
+        require,
+        sees=bool(config.vision.name),
+        pairs_per_row=config.pairs_per_row,
+        asks=config.data.question_fraction > 0,
+    )
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",
