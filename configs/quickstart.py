@@ -4,6 +4,8 @@
 
 Trains on captions only, then answers the test questions zero-shot, beside the blind and the shuffled-images control.
 `--config=configs/quickstart.py:mixed` adds the training questions to the captions (the paper's VQA-mixed row).
+`:retrieval` trains a token by which captions and dialogues of up to three questions find pictures, beside both; the
+other applications are measured of the same model (docs/applications.md).
 """
 
 from ml_collections import ConfigDict
@@ -41,6 +43,14 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "mixed":
         config.data.question_fraction = 0.5
         config.train.steps = 3000
+    elif variant == "retrieval":
+        config.retrieval.weight = 0.5
+        config.retrieval.turns = 3
+        config.data.question_fraction = 0.5
+        config.data.max_tokens = 52  # three questions of 15 tokens with their answers, marks and slots
+        config.train.steps = 600
+        config.train.patience = 0
+        config.evaluate.blind_control = False
     elif variant:
-        raise ValueError(f"configs/quickstart.py has no variant {variant!r}; use configs/quickstart.py:mixed")
+        raise ValueError(f"configs/quickstart.py has no variant {variant!r}; use mixed or retrieval")
     return config

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from frozen_jax.adapters import count_prompt
 from frozen_jax.answers import Answers, answer_batches
-from frozen_jax.batch import PAD, open_row
+from frozen_jax.batch import open_row
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.records import FileSlice
 from frozen_jax.decode import DecodeConfig, generate, prepare_decoding
@@ -47,7 +47,7 @@ from frozen_jax.prompt import (
     name_picture,
 )
 from frozen_jax.prompt_batches import Encoded, PromptBatch, fill_up, find_query, make_batches
-from frozen_jax.scoring import map_images, map_texts, pool_images, pool_states, score_continuations
+from frozen_jax.scoring import map_images, map_texts, pool_images, pool_states, score_rows
 from frozen_jax.sharding import find_row_sharding
 from frozen_jax.state import Params
 from frozen_jax.stopping import Completion, StopRule
@@ -220,21 +220,16 @@ class Model:
         if not counts.all():
             row, column = np.argwhere(counts == 0)[0]
             raise UserError(f"score: continuation {lists[row][column]!r} has no tokens; give it at least one")
-        longest = int(counts.max(initial=1))
-        batches = self._make_batches(asked, new_tokens=longest)
-        room = max(2, 1 << (longest - 1).bit_length())
+        lengths = counts.max(axis=0, initial=1).astype(int).tolist()
+        batches = self._make_batches(asked, new_tokens=max(lengths))
 
         def answer(number: int) -> list[list[float]]:
             embeddings, mask, beginning = self._embed(batches[number], table)
             numbers = batches[number].numbers
-            tokens = np.full((classes, len(embeddings), room), PAD, np.int32)
-            for place in range(len(embeddings)):
-                for column, words in enumerate(ids[numbers[min(place, len(numbers) - 1)]]):
-                    tokens[column, place, : len(words)] = words
-            lm_params = self.params["lm"]
-            scored = score_continuations(self.network.lm, lm_params, embeddings, mask, tokens, beginning)
-            found: list[list[float]] = np.asarray(scored)[: len(numbers)].tolist()
-            return found
+            rows = [ids[numbers[min(place, len(numbers) - 1)]] for place in range(len(embeddings))]
+            lm, lm_params = self.network.lm, self.params["lm"]
+            found: list[list[float]] = score_rows(lm, lm_params, embeddings, mask, rows, beginning, lengths=lengths)
+            return found[: len(numbers)]
 
         settings = ["score", [list(texts) for texts in lists[:1] if shared] or [list(texts) for texts in lists]]
         sums = np.zeros(counts.shape, np.float32)

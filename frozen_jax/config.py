@@ -203,9 +203,13 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def list_free_sections(config: Config) -> tuple[str, ...]:
-    """Returns `FREE_SECTIONS`, sections that are off, and settings of the prefix that make no difference: a run from
-    before there were any is still the same."""
-    off = {"generator": not config.generator.name, "adaptation": config.adaptation == AdaptationSettings()}
+    """Returns `FREE_SECTIONS`, sections that are off, and settings that make no difference: a run from before there
+    were any is still the same."""
+    off = {
+        "generator": not config.generator.name,
+        "adaptation": config.adaptation == AdaptationSettings(),
+        "retrieval.turns": not config.retrieval.turns,
+    }
     unused = (f"prefix.{name}" for name in list_unused(config.prefix))
     return (*FREE_SECTIONS, *(name for name, is_off in off.items() if is_off), *unused)
 
@@ -214,7 +218,10 @@ def identify(config: Config) -> dict[str, Any]:
     """Returns what makes a run this one and no other: everything but what `list_free_sections` lists."""
     left_out = list_free_sections(config)
     kept = {name: section for name, section in to_dict(config).items() if name not in left_out}
-    kept["prefix"] = {name: value for name, value in kept["prefix"].items() if f"prefix.{name}" not in left_out}
+    for name in left_out:
+        section, _, key = name.partition(".")
+        if key and section in kept:
+            kept[section] = {setting: value for setting, value in kept[section].items() if setting != key}
     return kept
 
 
@@ -319,7 +326,13 @@ def _check(config: Config) -> None:
     cached = config.vision.feature_cache
     check_prefix(config.prefix, require, cached=cached, retrieval=config.retrieval.weight)
     check_telemetry(config.telemetry, require)
-    check_retrieval(config.retrieval, require, sees=bool(config.vision.name), pairs_per_row=config.pairs_per_row)
+    check_retrieval(
+        config.retrieval,
+        require,
+        sees=bool(config.vision.name),
+        pairs_per_row=config.pairs_per_row,
+        asks=config.data.question_fraction > 0,
+    )
     require(
         config.train.batch_size % (config.optim.accumulate * config.pairs_per_row) == 0,
         "train.batch_size",

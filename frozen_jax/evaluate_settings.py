@@ -188,7 +188,7 @@ class TagSettings:
         source: pictures with tags, one line as in `data.train`; "" takes `data.validation`.
         calibration: other pictures with tags: thresholds, frequencies and a linear probe are made on them; "" takes
             `data.train`.
-        calibrated_on: at most so many of these, the first.
+        calibrated_on: at most so many of these, from end to end of the source.
         least: a tag is in the vocabulary if it occurs so often where the probe learns, and at all in `source`.
         prompt: template, what stands before a tag whose log-probability is taken.
         tag_format: the tag, with `{tag}`.

@@ -215,7 +215,7 @@ def make_pipeline(
     share, shares = share_of_rows(mesh)
     return Pipeline(
         source,
-        text=word_items(config.fusion) if config.fusion.kind else word_rows(data),
+        text=word_items(config.fusion) if config.fusion.kind else word_rows(data, turns=max(1, config.retrieval.turns)),
         encode=towers.tokenizer.encode,
         layout=RowLayout(
             max_tokens=data.max_tokens,

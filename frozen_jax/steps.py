@@ -24,6 +24,7 @@ class LossOptions(NamedTuple):
         embedding_noise: deviation of Gaussian noise on the embeddings, relative to their RMS.
         lm_dropout: the language model's own dropout acts; off while it is frozen, where it would be noise alone.
         retrieval_weight: of the contrastive loss of texts and pictures; above 0 the model needs a retrieval head.
+        retrieval_asks: rows that ask a question take part in it, too.
         condition_drop: share of the pictures that a generator is taught without their text.
     """
 
@@ -31,6 +32,7 @@ class LossOptions(NamedTuple):
     embedding_noise: float = 0.0
     lm_dropout: bool = False
     retrieval_weight: float = 0.0
+    retrieval_asks: bool = False
     condition_drop: float = 0.0
 
 
@@ -112,7 +114,8 @@ def loss_fn(
     correct = (of_words >= jnp.max(logits, axis=-1)).astype(jnp.float32)
     count, contrast = jnp.sum(weights), jnp.float32(0)
     if options.retrieval_weight and pooled is not None:
-        contrast = retrieval_loss(params, model, batch, pooled[:, 0], rng=rng if options.lm_dropout else None)
+        lm_rng = rng if options.lm_dropout else None
+        contrast = retrieval_loss(params, model, batch, pooled[:, 0], rng=lm_rng, asks=options.retrieval_asks)
     return LossParts(jnp.sum(losses * weights), count, jnp.sum(correct * weights), contrast * count)
 
 
@@ -123,12 +126,14 @@ def retrieval_loss(
     pooled: Float[Array, "B E"],
     *,
     rng: Key[Array, ""] | None = None,
+    asks: bool = False,
 ) -> Float32[Array, ""]:
-    """Symmetric InfoNCE (nats) between the captions of a batch, read without their pictures, and the pictures.
+    """Symmetric InfoNCE (nats) between the texts of a batch, read without their pictures, and the pictures.
 
-    `[RET]` stands where a caption's last token, normally the end-of-text token, stood. A row whose first word is not
-    predicted, a question, is left out of both sides. Captions that are equal word by word share their pictures: the
-    target is spread evenly over them, since neither text nor picture can tell which of them was meant.
+    `[RET]` stands where a text's last token, normally the end-of-text token, stood. Texts that are equal word by word
+    share their pictures: the target is spread evenly over them, since neither text nor picture can tell which of them
+    was meant. Answered questions that fit several pictures of a batch have but their own for target; over many batches
+    each of these is meant equally often, so that the loss is least where all of them are found alike.
 
         tokens     bos  SLOT SLOT a    red  eos  PAD
         read       PAD  bos  a    red  RET
@@ -136,6 +141,7 @@ def retrieval_loss(
     Args:
         pooled: the pictures' features, one of each row.
         rng: turns the language model's own dropout on.
+        asks: rows whose first word is not predicted, answered questions, take part; else both sides lack them.
 
     Source: van den Oord et al., arXiv 1807.03748; Yang et al., arXiv 2204.03610 (several right ones).
     """
@@ -150,14 +156,14 @@ def retrieval_loss(
     cosines = jnp.einsum("AW,BW->AB", texts, pictures, precision=jax.lax.Precision.HIGHEST)
     logits = cosines * cast(Array, model.retrieval.apply(head, method="scale"))
     first = is_word[:, 1:] & (tokens[:, :-1] == SLOT)
-    is_caption = (first & (jnp.asarray(batch.loss_mask)[:, 1:] == 1)).any(axis=1)
-    both = is_caption[:, None] & is_caption[None, :]
+    counted = ((first | asks) & (jnp.asarray(batch.loss_mask)[:, 1:] == 1)).any(axis=1)
+    both = counted[:, None] & counted[None, :]
     same = both & (words[:, None] == words[None, :]).all(axis=-1)
     targets = same / jnp.maximum(same.sum(axis=1, keepdims=True), 1)
     logits = jnp.where(both, logits, -1e9)
     losses = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
     losses -= (targets * logits).sum(axis=1) + (targets * logits).sum(axis=0)
-    return jnp.where(is_caption, losses, 0.0).sum() / 2 / jnp.maximum(is_caption.sum(), 1)
+    return jnp.where(counted, losses, 0.0).sum() / 2 / jnp.maximum(counted.sum(), 1)
 
 
 def class_loss(

@@ -101,6 +101,7 @@ def choose_loss_options(config: Config) -> LossOptions:
         embedding_noise=config.train.embedding_noise,
         lm_dropout=config.lm.mode != "frozen",
         retrieval_weight=config.retrieval.weight,
+        retrieval_asks=config.retrieval.turns > 0,
         condition_drop=config.generator.condition_drop if config.generator.name else 0.0,
     )
 

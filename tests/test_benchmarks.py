@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import common, recipes_plots, torch_peer
+from benchmarks import applications_table, common, recipes_plots, results_table, torch_peer
 from benchmarks.train_step import count_operations
 from frozen_jax.config import from_config_dict
+from frozen_jax.data.easy_vqa import EasyQuestion, infer_scene
+from frozen_jax.data.sources import open_source
+from frozen_jax.errors import UserError
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.vision import build_vision
 from frozen_jax.steps import loss_fn
+from frozen_jax.tasks.retrieval import order_questions
 
 
 @pytest.mark.parametrize(
@@ -75,6 +79,20 @@ def test_variants_take_turns_and_the_median_counts(monkeypatch):
     assert calls == ["ours", "peer"] * 4
 
 
+def test_results_are_means_over_seeds_and_say_where_nothing_was_measured():
+    reports = [
+        {"caption": {"seeing": {"nats_per_token": loss, "noun": 10.0 * loss}, "majority": {"noun": 0.5}}}
+        for loss in (3.0, 3.2)
+    ]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in results_table.draw_table({"report": reports}, [0, 1]).splitlines()
+    ]
+    assert ["stamps: loss of the caption's tokens, nats", "3.1 ± 0.14", "", "", ""] in lines
+    assert ["stamps: noun, synonym or direct hypernym named", "31.0 ± 1.4", "", "", "0.5"] in lines
+    assert not any(line[0].startswith("emoji") for line in lines), "not measured, not shown"
+
+
 def test_curves_of_seeds_meet_at_the_steps_that_all_have(tmp_path):
     written = ['{"step": 2, "kind": "train", "loss": 1.5}', '{"step": 2, "kind": "validation", "loss": 9}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([*written, '{"step": 4, "kind": "train", "loss": 0.5}']))
@@ -89,3 +107,48 @@ def test_a_change_leaves_its_neighbours_alone():
     changed = recipes_plots.change(from_config_dict(given), {"data": {"augment": {"shift": 0.1}}, "seed": 3})
     assert changed.data.train == "fake:8" and changed.seed == 3
     assert (changed.data.augment.flip, changed.data.augment.shift) == (True, 0.1)
+
+
+def test_who_understands_a_dialogue_draws_among_the_pictures_that_do_not_contradict_it():
+    """Counted again: what each picture shows is said after the dialogue, and a contradiction is refused."""
+    settings = {"source": "easy_vqa:test", "turns": (1, 3)}
+    config = from_config_dict(
+        {
+            "lm": {"path": "x"},
+            "vision": {"name": "vit"},
+            "data": {"train": "-"},
+            "evaluate": {"examples": 60, "retrieval": settings},
+        }
+    )
+    found = applications_table.read_dialogues(config)
+    source = open_source("easy_vqa:test")
+    records = [source.record(index) for index in range(60)]
+    for turns, share in found.items():
+        shares = []
+        for row, record in enumerate(records):
+            told = [EasyQuestion(q.text, q.answers[0], 0) for q in order_questions(record, row, seed=0)]
+            if len(told) >= turns:
+                fitting = [other.tags for other in records if _agrees(told[:turns], other.tags)]
+                shares.append(fitting.count(record.tags) / len(fitting))
+        assert share == pytest.approx(100 * np.mean(shares))
+    assert 0 < found[1] < found[3] < 100
+
+
+def _agrees(told, tags):
+    try:
+        infer_scene([*told, *(EasyQuestion(f"is there a {tag}?", "yes", 0) for tag in tags)])
+    except UserError:
+        return False
+    return True
+
+
+def test_runs_of_several_seeds_are_one_line():
+    def run(score, shuffled):
+        line = applications_table.Line("2 classes", "name", "top-1", score, shuffled, "ECE 1.0", chance=50.0)
+        return [line, line._replace(by="probe", shuffled=None)]
+
+    first, probe = applications_table.summarise([run(80.0, 40.0), run(90.0, 60.0)])
+    assert (first["score"], first["shuffled"], first["by_seed"]) == (85.0, 50.0, [80.0, 90.0])
+    assert first["spread"] == pytest.approx(7.07) and probe["shuffled"] is None
+    table = applications_table.show([first, probe])
+    assert "85.0 ± 7.1" in table and "50.0" in table

@@ -152,6 +152,7 @@ def test_retrieval_by_every_method_and_control(trained, tmp_path):
     told = [(f"Question: {r.questions[0].text} Answer: {r.questions[0].answers[0]}",) for r in records]
     best = (model.embed_prompts(told, retrieval=True) @ model.map_image(pictures).T).argmax(axis=1)
     hits = (relevant @ relevant.T)[range(12), best]
+    assert figures["dialogue_added"] == figures["dialogue"], "one turn has nothing to be added to"
     dialogue = figures["dialogue"]["turns_1"]
     assert dialogue["queries"] == 12 and set(dialogue) == {"queries", "chance", "seeing", "shuffled", "blind"}
     assert dialogue["seeing"]["text_to_image_r_1"] == round(100 * hits.mean(), 2) and dialogue["chance"] < 50

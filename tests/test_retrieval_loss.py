@@ -54,7 +54,8 @@ def towers(config):
 
 
 def test_the_loss_by_hand(towers):
-    """Each caption read without its picture, in a row of its own, unpadded; logits, targets and means in numpy."""
+    """Each text read without its picture, in a row of its own, unpadded; logits, targets and means in numpy. The
+    question takes part where it is asked to."""
     model, params, batch = towers.model, merge(towers.trainable, towers.frozen), make_batch()
     head = jax.device_get(params["retrieval"])
 
@@ -67,21 +68,26 @@ def test_the_loss_by_hand(towers):
         pooled = model.pool_images(params, batch.images)[:, 0]
         alone = loss_fn(params, model, batch)
         beside = loss_fn(params, model, batch, options=LossOptions(retrieval_weight=2.0))
-        return retrieval_loss(params, model, batch, pooled), pooled, read([0, 5, 7]), read([0, 9]), alone, beside
+        losses = [retrieval_loss(params, model, batch, pooled, asks=asks) for asks in (False, True)]
+        return losses, pooled, [read(words) for words in ([0, 5, 7], [0, 9], [0, 4, 9, 8])], alone, beside
 
     compiled = jax.jit(run, compiler_options=FAST_COMPILE)
-    loss, pooled, first, second, alone, beside = jax.device_get(compiled(params, batch))
-    texts = np.stack([first, second, first]) @ head["text"]["kernel"] + head["text"]["bias"][None]
-    pictures = (pooled @ head["image"]["kernel"] + head["image"]["bias"][None])[[0, 1, 3]]
+    (loss, with_question), pooled, states, alone, beside = jax.device_get(compiled(params, batch))
+    texts = np.stack([states[place] for place in (0, 1, 2, 0)]) @ head["text"]["kernel"] + head["text"]["bias"][None]
+    pictures = pooled @ head["image"]["kernel"] + head["image"]["bias"][None]
     texts, pictures = (np.asarray(x, np.float64) for x in (texts, pictures))
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
     logits = texts @ pictures.T / 0.07
-    targets = np.array([[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]])
-    want = sum(
-        -(targets * (side - np.log(np.exp(side).sum(1, keepdims=True)))).sum(1).mean() for side in (logits, logits.T)
-    )
-    np.testing.assert_allclose(loss, want / 2, rtol=1e-4)
+    targets = np.array([[0.5, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0.5, 0, 0, 0.5]])
+
+    def expect(rows):
+        square, target = logits[np.ix_(rows, rows)], targets[np.ix_(rows, rows)]
+        sides = (square, square.T)
+        return sum(-(target * (x - np.log(np.exp(x).sum(1, keepdims=True)))).sum(1).mean() for x in sides) / 2
+
+    np.testing.assert_allclose(loss, expect([0, 1, 3]), rtol=1e-4)
+    np.testing.assert_allclose(with_question, expect([0, 1, 2, 3]), rtol=1e-4)
     # Beside the captions' loss, which it leaves as it is; micro-batches weigh by their words.
     assert alone.retrieval_sum == 0 and alone.loss_sum == beside.loss_sum
     np.testing.assert_allclose(beside.retrieval_sum, loss * beside.words, rtol=1e-5)
@@ -114,6 +120,8 @@ def test_the_step_trains_the_head_and_leaves_the_language_model(towers, config):
     [
         ("retrieval", "weight", -1.0, "must not be negative"),
         ("retrieval", "width", 0, "at least 1"),
+        ("retrieval", "turns", -1, "must not be negative"),
+        ("retrieval", "turns", 2, "no row asks"),
         ("data", "pair_probability", 0.5, "one picture"),
         ("vision", "name", "", "no pictures to find"),
     ],

@@ -96,6 +96,16 @@ class EasyVQA:
         return (colour, shape) if colour and shape else None
 
 
+def disclose(question: str, answer: str) -> tuple[set[str], set[str]]:
+    """Returns the colours and shapes that a question and its answer say a picture has, and those that it has not."""
+    words = _WORDS.findall(question)
+    named = set(_THINGS.intersection(words))
+    if answer in _THINGS:
+        return {answer} | named, set()
+    affirmed = (answer == "yes") != (not _NEGATIONS.isdisjoint(words))
+    return (named, set()) if affirmed else (set(), named)
+
+
 def infer_scene(questions: Sequence[EasyQuestion]) -> tuple[str | None, str | None]:
     """Returns the (colour, shape) that a picture's questions and answers disclose; None for what they leave open.
 
@@ -108,14 +118,9 @@ def infer_scene(questions: Sequence[EasyQuestion]) -> tuple[str | None, str | No
     stated: set[str] = set()
     denied: set[str] = set()
     for question, answer, _ in questions:
-        words = _WORDS.findall(question)
-        named = _THINGS.intersection(words)
-        if answer in _THINGS:
-            stated |= {answer} | named
-        elif (answer == "yes") != (not _NEGATIONS.isdisjoint(words)):
-            stated |= named
-        else:
-            denied |= named
+        shown, lacking = disclose(question, answer)
+        stated |= shown
+        denied |= lacking
     colours, shapes = stated.intersection(COLOURS), stated.intersection(SHAPES)
     if len(colours) > 1 or len(shapes) > 1 or stated & denied:
         raise UserError(

@@ -10,7 +10,7 @@ from frozen_jax.data.text import Text
 from frozen_jax.data_settings import DataSettings
 
 
-def word_rows(settings: DataSettings) -> TextFunction:
+def word_rows(settings: DataSettings, *, turns: int = 1) -> TextFunction:
     """Builds the choice of text for training: captions, and questions for `question_fraction` of the rows.
 
     A record without a picture is described by one caption where the picture would stand (the text stage):
@@ -19,12 +19,29 @@ def word_rows(settings: DataSettings) -> TextFunction:
                     SLOT SLOT         | the circle is red
         no picture  a red circle      Question: … Answer: | red
                     a red circle      | the circle is red            what stands behind | carries loss
+
+    Args:
+        settings: the section `data`.
+        turns: most questions of a row, different ones, each with its answer, which carries loss; the number is drawn.
     """
 
     def caption(record: Record, rng: np.random.Generator, *, most: int) -> str:
         count = int(rng.integers(1, min(most, len(record.captions)) + 1))
         chosen = rng.choice(len(record.captions), size=count, replace=False)
         return settings.caption_format.format(caption=". ".join(record.captions[i] for i in chosen))
+
+    def ask(record: Record, rng: np.random.Generator, shown: str) -> list[tuple[str, str]]:
+        chosen = [rng.integers(len(record.questions))]
+        if turns > 1:
+            count = int(rng.integers(1, min(turns, len(record.questions)) + 1))
+            chosen = list(rng.choice(len(record.questions), size=count, replace=False))
+        asked: list[tuple[str, str]] = []
+        for place in chosen:
+            question = record.questions[place]
+            answer = question.answers[rng.integers(len(question.answers))]
+            prompt = settings.question_format.format(question=question.text)
+            asked.append((("" if asked else shown) + prompt, settings.answer_format.format(answer=answer)))
+        return asked
 
     def word(record: Record, rng: np.random.Generator) -> Text | None:
         if record.turns:
@@ -33,10 +50,8 @@ def word_rows(settings: DataSettings) -> TextFunction:
         described = record.image is None and record.captions
         shown = caption(record, rng, most=1) if described else ""
         if record.questions and rng.random() < settings.question_fraction:
-            question = record.questions[rng.integers(len(record.questions))]
-            answer = question.answers[rng.integers(len(question.answers))]
-            prompt = settings.question_format.format(question=question.text)
-            return Text(settings.answer_format.format(answer=answer), shown + prompt)
+            *before, (prompt, answer) = ask(record, rng, shown)
+            return Text(answer, prompt, tuple(before))
         if not record.captions:
             return None
         return Text(caption(record, rng, most=settings.captions_per_example), shown + settings.caption_prompt)

@@ -114,7 +114,7 @@ def score_direction(
     sizes, counts = np.unique(right, return_counts=True)
     hits = {
         k: [
-            _hit_by_chance(gallery=gallery, right=size, k=k) * count
+            hit_by_chance(gallery=gallery, right=size, k=k) * count
             for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)
         ]
         for k in ks
@@ -128,6 +128,6 @@ def score_direction(
     )
 
 
-def _hit_by_chance(*, gallery: int, right: int, k: int) -> float:
+def hit_by_chance(*, gallery: int, right: int, k: int) -> float:
     """Gives the probability that a random order has one of `right` items among the first k of the gallery."""
     return 1 - math.comb(gallery - right, min(k, gallery)) / math.comb(gallery, min(k, gallery))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.order import sample_rng
-from frozen_jax.data.records import Record
+from frozen_jax.data.records import Question, Record
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.metrics.retrieval import DirectionScores, score_direction, score_retrieval
@@ -38,6 +38,7 @@ METHODS: Mapping[str, str] = {
     "ret": "cosine of the [RET] state and the picture's feature, each through its trained map",
     "prefix": "cosine of mean prefix vectors, less their mean",
     "dialogue": "cosine of the [RET] state behind answered questions about a picture with the pictures' features",
+    "dialogue_added": "the same, with [RET] behind each question by itself and the cosines added",
     "ret_prompt": "cosine of the [RET] state behind picture and caption with the pictures' features",
 }
 """What a row of the report is, in words."""
@@ -90,10 +91,15 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     }
     samples: list[Sample] = []
     order = shuffle_without_fixed_points(len(captioned), seed=config.seed)
+    likelihood: np.ndarray
+    states: np.ndarray
     for view in list_views(models, pictures, seed=config.seed):
         model, table = view.model, view.table
-        likelihood = model.score(prompts, texts, normalise=True, prefixes=table)
-        states = model.embed_prompts(prompts, prefixes=table)
+        if view.name == "shuffled":  # another picture's answers are those that it got itself
+            likelihood, states = likelihood[order], states[order]
+        else:
+            likelihood = model.score(prompts, texts, normalise=True, prefixes=table)
+            states = model.embed_prompts(prompts, prefixes=table)
         ranked = {
             "likelihood": likelihood,
             "likelihood_prior": likelihood - score_prior(model, prompts[0], texts, table)[None, :],
@@ -108,11 +114,13 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
             asked: list[Prompt] = [(Image(row), text) for row, text in enumerate(own)]
             vectors["ret_prompt"] = model.embed_prompts(asked, retrieval=True, prefixes=table) @ seen.T
             for turns, dialogue in dialogues.items():
-                told = model.embed_prompts(list(dialogue.values()), retrieval=True)
-                direction = score_direction(told @ seen.T, alike[list(dialogue)])
-                row = figures.setdefault("dialogue", {}).setdefault(f"turns_{turns}", {"queries": len(dialogue)})
-                row["chance"] = round(100 * direction.chance[1], 2)
-                row[view.name] = _list_figures(text_to_image=direction)
+                talks = list(dialogue.values())
+                whole, added = model.embed_prompts(talks, retrieval=True), add_turns(model, talks)
+                for method, queries in {"dialogue": whole, "dialogue_added": added}.items():
+                    direction = score_direction(queries @ seen.T, alike[list(dialogue)])
+                    row = figures.setdefault(method, {}).setdefault(f"turns_{turns}", {"queries": len(dialogue)})
+                    row["chance"] = round(100 * direction.chance[1], 2)
+                    row[view.name] = _list_figures(text_to_image=direction)
         for method, similarity in ranked.items():
             scores = score_retrieval(similarity, relevant)
             row = figures.setdefault(method, {})
@@ -147,12 +155,10 @@ def tell_dialogues(records: Sequence[Record], config: Config) -> dict[int, dict[
     """
     data, told = config.data, dict[int, dict[int, Prompt]]()
     for row, record in enumerate(records):
-        answered = [question for question in record.questions if question.answers]
-        order = sample_rng(config.seed, 0, row, stream="dialogue").permutation(len(answered))
         turns = [
-            data.question_format.format(question=answered[place].text)
-            + data.answer_format.format(answer=Counter(answered[place].answers).most_common(1)[0][0])
-            for place in order
+            data.question_format.format(question=question.text)
+            + data.answer_format.format(answer=Counter(question.answers).most_common(1)[0][0])
+            for question in order_questions(record, row, seed=config.seed)
         ]
         for count in config.evaluate.retrieval.turns:
             if count <= len(turns):
@@ -164,6 +170,26 @@ def tell_dialogues(records: Sequence[Record], config: Config) -> dict[int, dict[
             "name a source of pictures with questions"
         )
     return told
+
+
+def add_turns(model: Model, dialogues: Sequence[Prompt]) -> Float[np.ndarray, "queries W"]:
+    """Returns the sum of what finds pictures by each turn alone.
+
+    The contrastive loss makes a cosine, times the inverse temperature, the logarithm of how much more probable a
+    picture is after a turn than before it, up to a constant; of answers that depend on the picture alone these add up.
+
+    Source: van den Oord et al., arXiv 1807.03748, section 2.3 (the optimal critic is the ratio of densities).
+    """
+    turns = list(dict.fromkeys(turn for dialogue in dialogues for turn in dialogue))
+    vectors = dict(zip(turns, model.embed_prompts([(turn,) for turn in turns], retrieval=True), strict=True))
+    return np.stack([np.sum([vectors[turn] for turn in dialogue], axis=0) for dialogue in dialogues])
+
+
+def order_questions(record: Record, row: int, *, seed: int) -> list[Question]:
+    """Returns a record's answered questions in the order in which they are told of the picture in this row."""
+    answered = [question for question in record.questions if question.answers]
+    order = sample_rng(seed, 0, row, stream="dialogue").permutation(len(answered))
+    return [answered[place] for place in order]
 
 
 def score_prior(

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from frozen_jax.config import Config
-from frozen_jax.data.records import Record
+from frozen_jax.data.records import Record, Source
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.heads import fit_head
@@ -26,7 +26,14 @@ from frozen_jax.metrics.classification import f1_scores, mean_average_precision
 from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, fill, show
 from frozen_jax.report import draw_answers
-from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
+from frozen_jax.tasks.controls import (
+    Models,
+    images_of,
+    list_views,
+    read_records,
+    shuffle_without_fixed_points,
+    source_line,
+)
 from frozen_jax.tasks.retrieval import score_prior
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
@@ -42,7 +49,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     settings = config.evaluate.tag
     line, known = source_line(config, settings.source), settings.calibration or config.data.train
     records = [record for record in read_records(open_source(line), most=config.evaluate.examples) if record.tags]
-    others = [record for record in read_records(open_source(known), most=settings.calibrated_on) if record.tags]
+    others = [record for record in _read_spread(open_source(known), most=settings.calibrated_on) if record.tags]
     learnt, held = others[::2], others[1::2]
     counted = Counter(tag for record in learnt for tag in set(record.tags))
     there = {tag for record in records for tag in record.tags}
@@ -77,9 +84,13 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     prompts = [fill(settings.prompt, Image(row)) for row in range(len(pictures))]
     asked = [fill(settings.list_prompt, Image(row)) for row in range(len(records))]
     generated: dict[str, Any] = {"chance": figures["chance"]}
+    scores: np.ndarray
     for name, model, table in list_views(models, pictures, seed=config.seed):
-        scores = model.score(prompts, names, normalise=True, prefixes=table)
-        scores = scores - score_prior(model, prompts[0], names, table)[None, :]
+        if name == "shuffled":  # another picture's scores are those that it got itself
+            scores = scores[shuffle_without_fixed_points(len(pictures), seed=config.seed)]
+        else:
+            scores = model.score(prompts, names, normalise=True, prefixes=table)
+            scores = scores - score_prior(model, prompts[0], names, table)[None, :]
         figures[name] = score_tags(scores[: len(records)], actual, scores[len(records) :], calibration)
         texts = model.generate(asked, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=table)
         made = np.array([[find_tag(tag, text) for tag in vocabulary] for text in texts])
@@ -141,6 +152,13 @@ def find_tag(tag: str, text: str) -> bool:
 def _compile_tag(tag: str) -> re.Pattern[str]:
     """Kept for every tag: a vocabulary of many hundreds is beyond what `re` remembers, for each picture anew."""
     return re.compile(rf"(?<!\w){re.escape(tag)}(?!\w)", flags=re.IGNORECASE)
+
+
+def _read_spread(source: Source, *, most: int) -> list[Record]:
+    """Reads records from end to end of a source, which may be sorted by what it shows."""
+    records = read_records(source, most=0)
+    places = np.linspace(0, len(records), num=min(most, len(records)), endpoint=False).astype(int)
+    return [records[place] for place in places]
 
 
 def _mark(records: Sequence[Record], vocabulary: Sequence[str]) -> Bool[np.ndarray, "R C"]:

@@ -1,11 +1,12 @@
 """easy-VQA: the published counts, scenes that all answers agree with, and the rule for negations."""
 
+import itertools
 import re
 
 import numpy as np
 import pytest
 
-from frozen_jax.data.easy_vqa import ANSWERS, COLOURS, SHAPES, EasyQuestion, EasyVQA, infer_scene
+from frozen_jax.data.easy_vqa import ANSWERS, COLOURS, SHAPES, EasyQuestion, EasyVQA, disclose, infer_scene
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.errors import UserError
 
@@ -43,6 +44,17 @@ def test_every_answer_is_consistent_with_the_scene(split):
             assert answer_from_scene(question.question, *scene) == question.answer
             checked += 1
     assert checked > 0.8 * len(split.questions)
+
+
+def test_what_is_disclosed_says_which_scenes_fit(split):
+    """By the second reading: a scene fits if it has what a question takes for granted, and the answer is its own."""
+    for question in split.questions[::61]:
+        shown, lacking = disclose(question.question, question.answer)
+        taken = set(re.findall("[a-z]+", question.question)).intersection(COLOURS + SHAPES)
+        for scene in itertools.product(COLOURS, SHAPES):
+            granted = not question.question.startswith("what") or taken <= {*scene}
+            fits = granted and answer_from_scene(question.question, *scene) == question.answer
+            assert fits == (shown <= {*scene} and not lacking & {*scene})
 
 
 def test_negations():

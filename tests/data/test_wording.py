@@ -38,6 +38,24 @@ def test_questions_come_in_their_share(fraction):
     assert abs(np.mean(asked) - fraction) < 0.08
 
 
+def test_a_dialogue_asks_up_to_so_many_different_questions():
+    """Answers carry loss, the last as the target; what is shown in words stands before the first question alone."""
+    asked = tuple(Question(f"q{number}?", (f"a{number}",)) for number in range(5))
+    settings = DataSettings(question_fraction=1.0)
+    lengths = set()
+    for seed in range(60):
+        record = Record("a", None, ("a red circle",), asked)
+        text = word_rows(settings, turns=3)(record, np.random.default_rng(seed))
+        told = [*text.turns, (text.prompt, text.target)]
+        assert told[0][0].startswith("a red circleQuestion: q") and sum("circle" in given for given, _ in told) == 1
+        numbers = [answer.removeprefix(" a") for _, answer in told]
+        assert all(given.endswith(f"Question: q{n}? Answer:") for (given, _), n in zip(told, numbers, strict=True))
+        assert len(set(numbers)) == len(told)
+        lengths.add(len(told))
+    assert lengths == {1, 2, 3}
+    assert not word_rows(settings, turns=3)(Record("a", PICTURE, (), ASKED), np.random.default_rng(0)).turns
+
+
 def test_a_record_without_words_has_no_text():
     assert word(Record("a", PICTURE)) is None
     assert word(Record("a", None, (), ASKED), question_fraction=1.0) == Text(" red", "Question: what color? Answer:")
