@@ -170,8 +170,8 @@ def format_value(value: Any) -> str:
 
 
 def run_once(config: Config, workdir: Path) -> dict[str, Any]:
-    """Returns the report of one run, trained where it is not there yet."""
-    path = workdir / "report.json"
+    """Returns the report of one run, trained and measured where it is not there yet."""
+    path = workdir / f"{config.evaluate.report}.json"
     if path.exists():
         report = json.loads(path.read_text())
         if report["train"]["finished"] and report["config_digest"] == digest_measured(config):

@@ -122,7 +122,7 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
     prefix = Prefix(
         length=config.prefix.length,
         width=lm_config.embed_width,
-        embedding_rms=embedding_rms,
+        embedding_rms=embedding_rms * config.prefix.scale,
         layer_norm=config.prefix.layer_norm,
         feature_norm=config.prefix.feature_norm,
         dropout=config.prefix.dropout,

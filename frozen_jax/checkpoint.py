@@ -34,6 +34,7 @@ from jax.experimental import multihost_utils
 from frozen_jax.digests import digest_arrays
 from frozen_jax.errors import UserError
 from frozen_jax.orbax_noise import silencing_dropped_reads
+from frozen_jax.processes import is_lost_wait
 
 FORMAT = 3
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -407,12 +408,12 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             # TensorStore reports the system's errors as ValueErrors with their number; anything else is our defect.
             number = re.search(r"os_error_code='(\d+)'", str(error))
-            if not isinstance(error, OSError) and number is None:
+            if is_lost_wait(error) or (not isinstance(error, OSError) and number is None):
                 raise
             if jax.process_index() == 0:
                 for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(leftover, ignore_errors=True)
-            reason = os.strerror(int(number[1])) if number else error.strerror if isinstance(error, OSError) else ""
+            reason = os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or str(error)
             have = ", ".join(map(str, self._steps)) or "none"
             raise UserError(
                 f"{self.directory}: the checkpoint of step {step} could not be written: {reason}; complete "

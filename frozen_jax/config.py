@@ -27,7 +27,7 @@ from frozen_jax.fault_settings import FaultSettings, check_faults
 from frozen_jax.fusion_settings import FusionSettings, check_fusion
 from frozen_jax.generator_settings import GeneratorSettings, check_generator
 from frozen_jax.lm_settings import LMSettings, check_lm
-from frozen_jax.prefix_settings import DESIGN, PrefixSettings, check_prefix
+from frozen_jax.prefix_settings import PrefixSettings, check_prefix, list_unused
 from frozen_jax.retrieval_settings import RetrievalSettings, check_retrieval
 from frozen_jax.telemetry_settings import TelemetrySettings, check_telemetry
 
@@ -203,23 +203,20 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def list_free_sections(config: Config) -> tuple[str, ...]:
-    """Returns `FREE_SECTIONS` and those that are off: a run that was made before there were any is still the same."""
-    off = {
-        "generator": not config.generator.name,
-        "adaptation": config.adaptation == AdaptationSettings(),
-        "retrieval": not config.retrieval.weight,
-    }
-    return (*FREE_SECTIONS, *(name for name, is_off in off.items() if is_off))
+    """Returns `FREE_SECTIONS`, sections that are off, and settings that make no difference: a run from before these is
+    still the same."""
+    off = {"generator": not config.generator.name, "adaptation": config.adaptation == AdaptationSettings()}
+    unused = [f"prefix.{name}" for name in list_unused(config.prefix)]
+    unused += [] if config.retrieval.turns else ["retrieval.turns"]
+    return (*FREE_SECTIONS, *(name for name, is_off in off.items() if is_off), *unused)
 
 
 def identify(config: Config) -> dict[str, Any]:
-    """Returns what makes a run this one and no other: everything but the free sections, and nothing that a linear
-    prefix or a retrieval without questions has no use for, so that a run from before these is still the same."""
-    left_out, whole = list_free_sections(config), to_dict(config)
-    kept = {name: section for name, section in whole.items() if name not in left_out}
-    kept["retrieval"] = {name: value for name, value in whole["retrieval"].items() if name != "turns" or value}
-    if config.prefix.kind == "linear":
-        kept["prefix"] = {name: value for name, value in kept["prefix"].items() if name not in DESIGN}
+    """Returns what makes a run this one and no other: everything but what `list_free_sections` lists."""
+    left_out = list_free_sections(config)
+    kept = {name: section for name, section in to_dict(config).items() if name not in left_out}
+    for section in ("prefix", "retrieval"):
+        kept[section] = {name: value for name, value in kept[section].items() if f"{section}.{name}" not in left_out}
     return kept
 
 

@@ -31,6 +31,8 @@ class PrefixSettings:
         layer_norm: normalise each vector and scale it to the size of the language model's own embeddings.
         feature_norm: normalise the features first; for imported encoders, whose features have no known size.
         dropout: rate on the features, in [0, 1).
+        scale: size of the vectors at the start, relative to the language model's own embeddings (root mean squares);
+            with `layer_norm` also what a gain of 1 stands for.
     """
 
     length: int = 2
@@ -41,6 +43,13 @@ class PrefixSettings:
     layer_norm: bool = False
     feature_norm: bool = False
     dropout: float = 0.0
+    scale: float = 1.0
+
+
+def list_unused(settings: PrefixSettings) -> tuple[str, ...]:
+    """Returns the settings that make no difference: those of other designs, and a scale of 1."""
+    design = DESIGN if settings.kind == "linear" else ()
+    return (*design, "scale") if settings.scale == 1 else design
 
 
 def check_prefix(
@@ -58,6 +67,8 @@ def check_prefix(
         value = getattr(settings, name)
         require(value >= 1, f"prefix.{name}", value, "it must be at least 1")
     require(0 <= settings.dropout < 1, "prefix.dropout", settings.dropout, "it must be at least 0 and less than 1")
+    rule = "it is a size relative to that of words and must be positive"
+    require(settings.scale > 0, "prefix.scale", settings.scale, rule)
     if settings.kind in ("transformer", "attention_pool"):
         rule = f"it must be a multiple of prefix.heads={settings.heads}"
         require(settings.hidden % settings.heads == 0, "prefix.hidden", settings.hidden, rule)

@@ -128,9 +128,16 @@ def leaving_on_error() -> Iterator[None]:
 
 def _comes_from_others(error: BaseException) -> bool:
     """Whether a computation over all processes failed; one that Python begins itself is a ValueError, on a CPU."""
+    if is_lost_wait(error):
+        return True
     if isinstance(error, ValueError):
         return str(error).startswith("UNKNOWN: Gloo")
     return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN_FAULTS)
+
+
+def is_lost_wait(error: BaseException) -> bool:
+    """Whether Orbax has waited in vain for the other processes; its own error has no number, a file system's has."""
+    return isinstance(error, TimeoutError) and error.errno is None and jax.process_count() > 1
 
 
 def is_first() -> bool:

@@ -216,9 +216,9 @@ def draw_answers(
     from matplotlib import pyplot
 
     def wrap(text: str) -> str:
-        return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in text), 30)
+        return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in text), 25)
 
-    figure, axes = pyplot.subplots(2, SAMPLES // 2, figsize=(13, 5))
+    figure, axes = pyplot.subplots(2, SAMPLES // 2, figsize=(13, 5.4), gridspec_kw={"hspace": 0.45})
     style = {"fontsize": 8, "parse_math": False}  # a model may write anything, dollar signs included
     for axis in axes.flat:
         axis.axis("off")

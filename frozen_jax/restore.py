@@ -1,4 +1,4 @@
-"""From a workdir to a model that can be used: config, towers, best checkpoint. Next: `api.py`."""
+"""From a name or directory to a model that can be used: config, towers, trained parameters. Next: `api.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from frozen_jax.data.sources import open_splits
 from frozen_jax.errors import UserError
 from frozen_jax.export.layout import is_export
 from frozen_jax.export.read import load_export
-from frozen_jax.sharding import make_mesh
+from frozen_jax.released import find_model, is_release, locate_frozen, read_release, read_trained
+from frozen_jax.sharding import Placement, make_mesh
 from frozen_jax.state import Params
 from frozen_jax.train import init_state, place_here, place_towers, restore_best
 from frozen_jax.workdir import CONFIG, digest_config, read_json
@@ -26,16 +27,33 @@ TOKENIZER_RECORDS = 5_000
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Loads an exported model, or the best parameters of a training run, to use them and not to train on.
+    """Loads a model to use it and not to train on: a released or exported one, or the best parameters of a run.
 
     Args:
-        path: a directory that `tools.export` wrote, or the workdir of a finished, interrupted or running training run.
+        path: the name of a model that ships with frozen_jax, such as "frozen_jax/emoji_smollm2"; a directory that
+            `tools.export` or `tools.release` wrote; or the workdir of a finished, interrupted or running training run.
+            The language model and the encoder of a released one are fetched at its first use (`fetch/sets.locate`).
 
     Raises:
-        UserError: neither of them there, no checkpoint yet, or one that is damaged or belongs to another run.
+        UserError: none of them there, no checkpoint yet, one that is damaged or belongs to another run, or a language
+            model that cannot be fetched or is another one.
     """
-    directory = Path(path)
+    directory = find_model(path)
+    if is_release(directory):
+        return load_release(directory)
     return load_export(directory) if is_export(directory) else load_run(directory)
+
+
+def load_release(directory: Path) -> Model:
+    """Loads a released model.
+
+    Raises:
+        UserError: as `load`.
+    """
+    config = locate_frozen(read_release(directory))
+    towers = build_towers(config)
+    placement = place_towers(config, towers, make_mesh(MeshSettings(data=1), batch_size=1))
+    return make_model(config, towers, place_here(config, towers, read_trained(directory, towers), placement))
 
 
 def load_run(directory: Path) -> Model:
@@ -45,6 +63,16 @@ def load_run(directory: Path) -> Model:
         UserError: as `load`.
     """
     config = read_run(directory)
+    towers, placement, trainable = restore_run(config, directory)
+    return make_model(config, towers, place_here(config, towers, trainable, placement))
+
+
+def restore_run(config: Config, directory: Path) -> tuple[Towers, Placement, Params]:
+    """Returns the towers of a run, where they lie, and its best trained parameters.
+
+    Raises:
+        UserError: as `load`.
+    """
     corpus: Iterable[str] = ()
     if not config.lm.path:
         training, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
@@ -52,12 +80,11 @@ def load_run(directory: Path) -> Model:
     towers = build_towers(config, corpus=corpus)
     placement = place_towers(config, towers, make_mesh(MeshSettings(data=1), batch_size=1))
     with contextlib.closing(open_checkpoints(config, towers, directory)) as checkpoints:
-        trained = restore_best(checkpoints, init_state(config, towers, placement))
-    return make_model(config, towers, place_here(config, towers, trained.trainable, placement))
+        return towers, placement, restore_best(checkpoints, init_state(config, towers, placement)).trainable
 
 
 def read_run(directory: Path) -> Config:
-    """Returns the resolved config of the run in a workdir.
+    """Returns the resolved config of the run in a workdir, to go on with it or to take its checkpoints.
 
     Raises:
         UserError: no run there, or no checkpoint yet.
@@ -67,6 +94,19 @@ def read_run(directory: Path) -> Config:
         advice = "it holds an exported model, which frozen_jax.load reads; " if is_export(directory) else ""
         raise UserError(f"{directory} holds no run (no {lacks[0]}); {advice}give the --workdir of a training run")
     return from_config_dict(read_json(directory / CONFIG))
+
+
+def read_settings(path: str | os.PathLike[str]) -> Config:
+    """Returns the config that a model was trained by: how it wants to be asked.
+
+    Args:
+        path: name or directory of a released model, or the workdir of a run.
+
+    Raises:
+        UserError: neither is there.
+    """
+    directory = find_model(path)
+    return read_release(directory) if is_release(directory) else read_run(directory)
 
 
 def make_model(config: Config, towers: Towers, params: Params) -> Model:

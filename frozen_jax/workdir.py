@@ -51,7 +51,8 @@ class Workdir:
         Args:
           directory: absent, empty, or the workdir of a run with the same `config`.
           config: the resolved configuration: nested dicts of JSON values.
-          free: its sections that may differ from one start of a run to the next; `config.json` keeps the first.
+          free: its sections that may differ from one start of a run to the next; `config.json` keeps the first. And
+            settings, as `prefix.scale`, that may be missing there: the run is from before there were any.
 
         Raises:
           UserError: no name given, not a directory, not writable, of other content, of another configuration (with the
@@ -104,6 +105,9 @@ class Workdir:
         there, here = (
             {key: value for key, value in side.items() if key not in free} for side in (read_json(found), config)
         )
+        for section, _, key in (name.partition(".") for name in free):
+            if key and isinstance(there.get(section), dict):
+                there[section].setdefault(key, here[section][key])
         differing = compare_configs(there, here)
         if differing and not self._has_results():
             return False  # the last start ended before its first step, most likely by the mistake now mended

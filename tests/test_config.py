@@ -1,10 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from frozen_jax.build import build_model
 from frozen_jax.config import default_config, from_config_dict, identify, list_free_sections, to_dict
 from frozen_jax.errors import UserError
+from frozen_jax.models.lm import lm_config_from_hf
 
 
 @pytest.fixture
@@ -30,6 +33,20 @@ def test_round_trip_through_json_types(config):
     config.data.buckets = (12, 34)
     built = from_config_dict(config)
     assert from_config_dict(json.loads(json.dumps(to_dict(built)))) == built, "JSON has lists for tuples"
+
+
+def test_a_prefix_of_another_size_is_another_run_and_the_usual_one_is_as_it_was(config):
+    config.vision.name, config.data.image.size = "nf_resnet_small", 16
+    given = {"vocab_size": 8, "n_positions": 64, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    lm = lm_config_from_hf({"model_type": "gpt2", "bos_token_id": 0, "eos_token_id": 0, **given})
+    sizes = {}
+    for scale in (1.0, 4.0):
+        config.prefix.scale = scale
+        run = from_config_dict(config)
+        sizes[scale] = build_model(run, lm, compute=np.dtype(np.float32), embedding_rms=0.1).prefix.embedding_rms
+        assert ("scale" in identify(run)["prefix"]) == ("prefix.scale" not in list_free_sections(run)) == (scale != 1)
+        assert "hidden" not in identify(run)["prefix"], "a linear prefix has none"
+    assert sizes == {1.0: 0.1, 4.0: 0.4}
 
 
 def test_walls_and_joined_pairs_exclude_each_other(config):
@@ -59,6 +76,7 @@ def test_unknown_key_names_the_nearest():
         ("lm", "path", "", r"config\.lm\.path is ''"),
         ("lm", "architecture", {"model_type": "gpt2"}, r"config\.lm\.architecture .*brings its own"),
         ("prefix", "length", 0, r"config\.prefix\.length is 0"),
+        ("prefix", "scale", 0.0, r"config\.prefix\.scale is 0\.0; .*must be positive"),
         ("prefix", "dropout", 1.0, r"config\.prefix\.dropout is 1\.0.*less than 1"),
         ("optim", "learning_rate", -1.0, r"config\.optim\.learning_rate is -1\.0.*negative"),
         ("optim", "accumulate", 3, r"config\.train\.batch_size is 128.*multiple of optim\.accumulate=3"),
@@ -101,14 +119,12 @@ def test_blind_needs_an_encoder(config):
         from_config_dict(given)
 
 
-def test_a_run_without_retrieval_is_the_one_from_before_dialogues(config):
+def test_retrieval_without_dialogues_is_what_it_was_before_them(config):
     """What `turns` is at 0 has no place among the facts of a run; above 0 it has."""
-    off = from_config_dict(config)
-    assert "retrieval" in list_free_sections(off) and identify(off)["retrieval"] == {"weight": 0.0, "width": 128}
     config.retrieval.weight, config.data.question_fraction = 0.5, 0.5
     captions = from_config_dict(config)
     config.retrieval.turns = 2
     dialogues = from_config_dict(config)
-    assert "retrieval" not in list_free_sections(captions)
+    assert "retrieval.turns" in list_free_sections(captions) and "retrieval.turns" not in list_free_sections(dialogues)
     assert identify(captions)["retrieval"] == {"weight": 0.5, "width": 128}
     assert identify(dialogues)["retrieval"] == {"weight": 0.5, "width": 128, "turns": 2}

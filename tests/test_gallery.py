@@ -183,7 +183,7 @@ def test_the_fingerprint_is_of_all_that_decides(model):
 
 def test_the_command(model, config, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(retrieve, "load", lambda directory: model)
-    monkeypatch.setattr(retrieve, "read_run", lambda directory: config)
+    monkeypatch.setattr(retrieve, "read_settings", lambda directory: config)
     out, sheet = tmp_path / "index", tmp_path / "sheet.png"
     retrieve.main(["index", str(folder), "--workdir=w", f"--out={out}"])
     assert "5 pictures; 5 new, 0 changed, 0 as they were, 0 gone, 0 left out" in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """Encoders with published weights: loaded into a run, frozen or not, and what does not fit is refused."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from frozen_jax.config import from_config_dict
 from frozen_jax.convert.nf_resnet import nf_resnet_table
 from frozen_jax.convert.resnet import resnet_table
 from frozen_jax.convert.tables import export_tensors
+from frozen_jax.convert.torch_reader import read_torch_file
 from frozen_jax.convert.vit import vit_table
 from frozen_jax.errors import UserError
 from frozen_jax.models.nf_resnet import GAMMAS
@@ -115,11 +118,36 @@ def test_a_file_of_anything_else_is_refused_and_never_run(tmp_path, content, mes
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_old_torch_is_not_trusted(tmp_path, monkeypatch):
-    torch.save({}, tmp_path / "weights.pt")
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    with pytest.raises(UserError, match=r"PyTorch 2\.9\.1\+cpu is older than 2\.10"):
-        load_vision(str(tmp_path), build_vision("resnet50"))
+def test_no_tensor_reaches_out_of_its_numbers(tmp_path):
+    """Views, empty and scalar ones included; a storage cut short, as a prepared file could say, is refused."""
+    whole = torch.arange(24, dtype=torch.bfloat16).reshape(2, 3, 4)
+    state = {"turned": whole.permute(2, 0, 1), "part": whole[1:, :, 2], "none": whole[:0], "one": torch.tensor(-2.5)}
+    state |= {"half": torch.ones(3).half(), "flag": torch.tensor([True, False]), "grown": torch.nn.Parameter(whole)}
+    for legacy in (False, True):
+        torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+        found = read_torch_file(tmp_path / "a.pt")
+        assert {*found} == {*state}
+        for name, tensor in state.items():
+            expected = tensor.detach().float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+            assert found[name].dtype == expected.dtype and found[name].shape == expected.shape
+            np.testing.assert_array_equal(found[name], expected)
+    content = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(content[:-8])
+    with pytest.raises(UserError, match="cannot be read as plain tensors"):
+        read_torch_file(tmp_path / "a.pt")
+    assert content.count(b"K\x02K\x03K\x04\x87") >= 1  # the shape (2, 3, 4) in the program
+    (tmp_path / "a.pt").write_bytes(content.replace(b"K\x02K\x03K\x04\x87", b"K\x02K\x03K\x05\x87"))
+    with pytest.raises(UserError, match=r"a tensor of shape \(2, 3, 5\) lies outside its 24 numbers"):
+        read_torch_file(tmp_path / "a.pt")
+
+
+def test_pytorch_is_not_imported_to_read_its_files(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
+    code = (
+        "import sys; from pathlib import Path; from frozen_jax.convert.torch_reader import read_torch_file\n"
+        f"read_torch_file(Path({str(tmp_path / 'a.pt')!r})); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_hub_that_cannot_be_reached_says_what_to_download():

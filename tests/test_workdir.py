@@ -62,6 +62,19 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
     Workdir(tmp_path, CONFIG).close()  # the refusal gave the lock back
 
 
+def test_a_setting_that_came_later_may_be_missing_and_may_not_differ(tmp_path):
+    Workdir(tmp_path, CONFIG).close()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    later = CONFIG | {"train": {"steps": 10, "lr": 3e-4, "scale": 1.0}}
+    with pytest.raises(UserError, match=r"train\.scale = \(absent\) there, 1\.0 here"):
+        Workdir(tmp_path, later)
+    with Workdir(tmp_path, later, free=("train.scale",)) as run:
+        assert run.resuming
+    write_json_atomic(tmp_path / "config.json", CONFIG | {"train": {"steps": 10, "lr": 3e-4, "scale": 2.0}})
+    with pytest.raises(UserError, match=r"train\.scale = 2\.0 there, 1\.0 here"):
+        Workdir(tmp_path, later, free=("train.scale",))
+
+
 @pytest.mark.parametrize(("there", "here"), [(1, 1.0), (1, True), (0, False), (None, "null"), ([], {})])
 def test_values_of_other_types_differ(there, here):
     assert len(compare_configs({"a": there}, {"a": here})) == 1

@@ -7,8 +7,11 @@ from frozen_jax.models.prefix import Prefix
 
 
 def prefix_table(module: Prefix, *, features: int) -> Table:
-    """Returns the table of one prefix over pooled features of width E = `features`."""
-    rules = linear_rules("projection", "projection", (features,), (module.length * module.width,), bias=True)
+    """Returns the table of one prefix, linear or an MLP, over pooled features of width E = `features`."""
+    inputs = module.hidden if module.kind == "mlp" else features
+    rules = linear_rules("projection", "projection", (inputs,), (module.length * module.width,), bias=True)
+    if module.kind == "mlp":
+        rules += linear_rules("hidden", "hidden", (features,), (inputs,), bias=True)
     if module.feature_norm:
         rules += norm_rules("feature_norm", "feature_norm", features)
     if module.layer_norm:

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from frozen_jax.data.easy_vqa import EasyVQA
-from frozen_jax.data.records import Question, Record, Source, select, split_holdout
-from frozen_jax.data.scenes import CAPTIONS, COLOURS, NOUN_PHRASES, SHAPES, ask_about, list_captions
+from frozen_jax.data.records import Question, Record, Source, Subset, select, split_holdout
+from frozen_jax.data.scenes import CAPTIONS, COLOURS, NOUN_PHRASES, SENTENCES, SHAPES, ask_about, list_captions
 from frozen_jax.errors import UserError
 
 HELD_OUT = 300
 """Captioned training pictures that `easy_vqa:validation` takes away from `easy_vqa:train`."""
 
-WORDINGS = {"all": CAPTIONS, "noun_phrases": NOUN_PHRASES}
+WORDINGS = {"all": CAPTIONS, "noun_phrases": NOUN_PHRASES, "sentences": SENTENCES}
 """Of captions, by option."""
 
 
@@ -68,19 +68,30 @@ class DescribedScenes:
         return Record(f"scene/{index}", None, list_captions(colour, shape), (Question(question, (answer,)),))
 
 
-def open_easy_vqa(split: str, *, pictures: str = "captioned", captions: str = "all") -> Source:
+def open_easy_vqa(split: str, *, pictures: str = "captioned", captions: str = "all", count: str = "") -> Source:
     """Opens `train` (without the held-out pictures), `validation` (the held-out ones) or `test`, captioned.
 
     Args:
         split: one of the three.
         pictures: "captioned" (those whose questions disclose colour and shape) or "all", which `validation` has not.
-        captions: "all" wordings of `scenes.CAPTIONS`, or "noun_phrases", what follows "This is a".
+        captions: "all" wordings of `scenes.CAPTIONS`; "noun_phrases", what follows "This is a"; or "sentences", as
+            `tools.fetch_data` words other sets.
+        count: of pictures, the first; "" is all.
 
     Raises:
-        UserError: another split or choice.
+        UserError: another split or choice, or more pictures than there are.
     """
+    source = _open_split(split, pictures=pictures, captions=captions)
+    if not count:
+        return source
+    if not count.isdecimal() or not 0 < int(count) <= len(source):
+        raise UserError(f"data: easy_vqa option count={count!r} must be a number of 1 to {len(source)} pictures")
+    return Subset(source, range(int(count)))
+
+
+def _open_split(split: str, *, pictures: str, captions: str) -> Source:
     if captions not in WORDINGS:
-        raise UserError(f"data: easy_vqa option captions={captions!r} is not known; use {' or '.join(WORDINGS)}")
+        raise UserError(f"data: easy_vqa option captions={captions!r} is not known; use {', '.join(WORDINGS)}")
     if pictures not in ("captioned", "all") or (pictures == "all" and split == "validation"):
         raise UserError(
             f"data: easy_vqa option pictures={pictures!r} is not known; use 'captioned', or 'all' of train or test"

@@ -34,6 +34,9 @@ CAPTIONS = (
 NOUN_PHRASES = ("{colour} {shape}", "{shape} {colour}")
 """Captions that go on from "This is a", in either order, so that both words are read at once."""
 
+SENTENCES = ("A {colour} {shape}.",)
+"""Captions in the style of the other sets that `tools.fetch_data` makes."""
+
 OPEN_QUESTIONS = (
     ("what color is the shape?", "{colour}"),
     ("what is the color of the shape?", "{colour}"),

@@ -22,7 +22,7 @@ from frozen_jax.evaluate_settings import CaptionSettings, EvaluateSettings, VQAS
 from frozen_jax.export.layout import is_export
 from frozen_jax.meter import Meter
 from frozen_jax.prompt import IMAGE_MARK, Image
-from frozen_jax.restore import load, read_run
+from frozen_jax.restore import load, read_settings
 
 LONGEST = 500
 """Characters of a question, of the words beside a picture and of all alternatives together."""
@@ -217,7 +217,7 @@ def open_demo(path: Path, *, gallery: Path | None = None) -> Demo:
     Raises:
         UserError: as `frozen_jax.load`; a model of text alone; no folder, or no picture in it.
     """
-    wording = Wording() if is_export(path) else Wording.of(read_run(path))
+    wording = Wording() if is_export(path) else Wording.of(read_settings(path))
     model = load(path)
     if model.network.prefix is None:
         raise UserError(f"{path} was trained on text alone; the demo needs a model that looks at pictures")

@@ -51,6 +51,9 @@ MODELING = PACKAGE / "assets" / "pytorch" / "modeling_frozen.py"
 CLASS = "FrozenForConditionalGeneration"
 PROGRAM = "encode_images.stablehlo"
 
+PREFIX_KINDS = ("linear", "mlp")
+"""Those that the PyTorch side and `convert/prefix.py` have."""
+
 
 @contextlib.contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
@@ -86,10 +89,11 @@ def widen(model: Model) -> Model:
         raise UserError(
             "this run trained a language model on text alone; save that with frozen_jax.language_model.save_lm"
         )
-    if network.prefix.kind != "linear":
+    kind, known = network.prefix.kind, " and ".join(PREFIX_KINDS)
+    if kind not in PREFIX_KINDS:
         raise UserError(
-            f"this run has prefix.kind={network.prefix.kind!r}, and what is exported knows the linear prefix alone; "
-            "use the workdir itself, or train with prefix.kind='linear'"
+            f"this run has prefix.kind={kind!r}, and what is exported knows {known} alone; use the workdir itself, or "
+            "train with one of these"
         )
     lm, vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.lm, network.vision, network.prefix))
     wide = FrozenModel(lm, vision, cast(Prefix, prefix))
@@ -132,6 +136,8 @@ def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | No
             "layer_norm": network.prefix.layer_norm,
             "feature_norm": network.prefix.feature_norm,
             "embedding_rms": network.prefix.embedding_rms,
+            "kind": network.prefix.kind,
+            "hidden": network.prefix.hidden,
         },
         "language_model": reference,
         "blind": model.blind,

@@ -26,6 +26,8 @@ ANNOTATIONS = tuple(
     f"usr/share/unicode/cldr/common/{folder}/en.xml" for folder in ("annotations", "annotationsDerived")
 )
 
+QUESTION = "Which group of emoji is this?"
+
 _LEFT_OUT = ("Component", "Flags")
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _AS_PICTURE = "\ufe0f"

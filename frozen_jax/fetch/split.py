@@ -24,7 +24,7 @@ class Entry(NamedTuple):
     Attributes:
         image: path below the set's folder.
         caption: its text.
-        tags: the category first.
+        tags: the category first, which answers the set's question.
     """
 
     image: str
@@ -48,12 +48,18 @@ def is_held_out(caption: str) -> bool:
     return int.from_bytes(digest, "big") % PARTS == 0
 
 
-def write_splits(folder: Path, entries: Sequence[Entry]) -> dict[str, int]:
-    """Writes `train.jsonl` and `heldout.jsonl` for the source kind `jsonl`, and returns how many lines each has."""
+def write_splits(folder: Path, entries: Sequence[Entry], *, question: str) -> dict[str, int]:
+    """Writes `train.jsonl` and `heldout.jsonl` for the source kind `jsonl`, and returns how many lines each has.
+
+    Args:
+        folder: of the set.
+        entries: its pictures.
+        question: asked of every picture; the category in lower case is its answer.
+    """
     counts = {}
     for name, held_out in (("train", False), ("heldout", True)):
         lines = [
-            json.dumps({"image": entry.image, "caption": entry.caption, "tags": entry.tags}, ensure_ascii=False)
+            json.dumps({**entry._asdict(), "question": question, "answer": entry.tags[0].lower()}, ensure_ascii=False)
             for entry in entries
             if is_held_out(entry.caption) == held_out
         ]

@@ -19,6 +19,8 @@ from frozen_jax.fetch.split import Entry
 ROOT = "usr/share/tuxpaint/stamps/"
 LEFT_OUT = "symbols"
 
+QUESTION = "What kind of thing is this?"
+
 SIDE = 288
 """Largest side of a prepared picture, in pixels: room for random crops at 224."""
 

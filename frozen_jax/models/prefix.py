@@ -84,7 +84,7 @@ class Prefix(nn.Module):
     Attributes:
         length: P, vectors per image.
         width: D, the language model's embedding width.
-        embedding_rms: RMS of the language model's word embeddings, e.g. 0.14; positive.
+        embedding_rms: RMS of the language model's word embeddings, e.g. 0.14, times `prefix.scale`; positive.
         layer_norm: normalise each vector, then scale it.
         feature_norm: normalise the features first, with learnable scale and bias; for imported encoders, whose
             features have no known size.

@@ -2,6 +2,9 @@
 
 With several prompts their scores are averaged. Beside it, where asked for: the same after answered pictures (in
 context), and heads on the encoder's pooled features. Metrics are in `metrics/classification.py`; figures in percent.
+
+`less_prior` is the same less what each name is worth after the mean picture: a name that the model likes to say,
+whatever it sees, is then no likelier than others (contextual calibration, Zhao et al., arXiv 2102.09690).
 """
 
 from __future__ import annotations
@@ -74,19 +77,24 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         if count:
             section |= {"shots_from": settings.shot_source or config.data.train, "shots": count}
         for name, model, table in views:
-            scores = np.zeros((len(records), len(classes)))
+            table = np.concatenate([table, table[: len(records)].mean(axis=0, keepdims=True)])
+            rows = (*range(len(records)), len(table) - 1)
+            scores = np.zeros((len(rows), len(classes)))
             for prompt in settings.prompts:
                 before = _lay_shots(prompt, shown, count, settings.name_format, config, first_row=len(records))
-                asked = [before + fill(prompt, Image(row)) for row in range(len(records))]
+                asked = [before + fill(prompt, Image(row)) for row in rows]
                 scores += model.score(asked, names, normalise=True, prefixes=table) / len(settings.prompts)
+            scores, prior = scores[:-1], scores[-1]
             section[name] = score_classes(scores, targets)
+            without = score_classes(scores - prior, targets)
+            section[name] |= {f"less_prior_{key}": value for key, value in without.items() if key != "ece"}
             if name == "seeing" and is_first():
                 draw_confusion(directory / f"{config.evaluate.report}_confusion_{count}.png", scores, targets, classes)
             if not samples:
                 guesses = scores.argmax(axis=1)
                 samples = collect_samples(
                     "classify",
-                    asked,
+                    asked[:-1],
                     [names[guess] for guess in guesses],
                     [[names[target]] for target in targets],
                     (guesses == targets).tolist(),

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from frozen_jax.errors import UserError
-from frozen_jax.restore import load, read_run
+from frozen_jax.restore import load, read_settings
 
 
 def caption(workdir: Path, images: list[Path], *, question: str | None) -> list[str]:
@@ -24,7 +24,7 @@ def caption(workdir: Path, images: list[Path], *, question: str | None) -> list[
     Raises:
         UserError: no run in `workdir`, or a picture that cannot be read.
     """
-    config, model = read_run(workdir), load(workdir)
+    config, model = read_settings(workdir), load(workdir)
     text = "" if question is None else config.data.question_format.format(question=question)
     made = model.generate([[image, text] for image in images], max_new_tokens=config.evaluate.max_new_tokens)
     return [answer.strip() for answer in made]

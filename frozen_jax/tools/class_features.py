@@ -28,11 +28,12 @@ from frozen_jax.data.class_features import write_class_features
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.features import open_features
+from frozen_jax.fetch.split import normalise_caption
 from frozen_jax.fetch.wording import make_sentence
 from frozen_jax.pretrained_vision import read_weights
 
 
-def make_class_features(config: Config, *, pictures: str, names: Path, out: Path) -> int:
+def make_class_features(config: Config, *, pictures: str, names: Path, out: Path, held_out: str = "") -> int:
     """Writes the file and returns how many features it has.
 
     Args:
@@ -41,6 +42,7 @@ def make_class_features(config: Config, *, pictures: str, names: Path, out: Path
         names: JSON list of the classes' names in the classifier's order; what stands in parentheses, and alternatives
             behind " / " or " or ", are left out.
         out: gets the features.
+        held_out: source whose captions no feature may have, for they are not to be learnt.
 
     Raises:
         UserError: a config without those, names that cannot be read, or a file without a classifier for so many.
@@ -62,9 +64,17 @@ def make_class_features(config: Config, *, pictures: str, names: Path, out: Path
     features, bad = open_features(source, config, towers, name="pictures").load(np.arange(len(source)))
     features = np.delete(features, list(bad), axis=0)
     made = estimate_class_features(features, weights, biases, seed=config.seed)
-    captions = [make_sentence(re.split(r" / | or | \(", name)[0]) for name in classes]
-    write_class_features(out, made, captions * (len(made) // len(captions)))
-    return len(made)
+    captions = [make_sentence(re.split(r" / | or | \(", name)[0]) for name in classes] * (len(made) // len(classes))
+    unseen = list_captions(held_out) if held_out else set()
+    kept = [row for row, caption in enumerate(captions) if normalise_caption(caption) not in unseen]
+    write_class_features(out, made[kept], [captions[row] for row in kept])
+    return len(kept)
+
+
+def list_captions(line: str) -> set[str]:
+    """Returns the normalised captions of a source's records."""
+    source = open_source(line)
+    return {normalise_caption(text) for index in range(len(source)) for text in source.record(index).captions}
 
 
 def find_classifier(
@@ -96,10 +106,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pictures", required=True, help="source of real pictures, as data.train")
     parser.add_argument("--names", type=Path, required=True, help="JSON list of the classes' names")
     parser.add_argument("--out", type=Path, default=Path("data/fetched/class_features.safetensors"))
+    parser.add_argument("--held_out", default="", help="source whose captions are left out, as data.train")
     given, settings = parser.parse_known_args(arguments)
     try:
         config = read_config([f"--config={given.config}", *settings])
-        count = make_class_features(config, pictures=given.pictures, names=given.names, out=given.out)
+        count = make_class_features(
+            config, pictures=given.pictures, names=given.names, out=given.out, held_out=given.held_out
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -25,7 +25,7 @@ from frozen_jax.demo.layout import STYLE, build_page, make_theme
 from frozen_jax.demo.limits import Guard, Limits
 from frozen_jax.errors import UserError
 from frozen_jax.export.layout import is_export
-from frozen_jax.restore import read_run
+from frozen_jax.restore import read_settings
 
 PORT = 7860
 
@@ -54,7 +54,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="frozen_jax_demo_") as folder:
         gradio = import_gradio(Path(folder))
         demo = open_demo(path, gallery=gallery)
-        examples = write_examples(Path(folder), None if is_export(path) else read_run(path))
+        examples = write_examples(Path(folder), None if is_export(path) else read_settings(path))
         page = build_page(gradio, demo, examples, stored_s=allowed.stored_s)
         demo.ask(examples[0].path, "what is this?")  # compiles before somebody waits for it
         demo.caption(examples[0].path)

@@ -15,7 +15,7 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from frozen_jax.errors import UserError
-from frozen_jax.restore import load, read_run
+from frozen_jax.restore import load, read_settings
 
 
 def draw(
@@ -34,7 +34,7 @@ def draw(
     Raises:
         UserError: no run in `workdir`, one without a generator, or a text or option that does not fit.
     """
-    config, model = read_run(workdir), load(workdir)
+    config, model = read_settings(workdir), load(workdir)
     settings = config.evaluate.generate
     empty = [text for text in texts if not text.strip()]
     if empty:

@@ -20,7 +20,7 @@ from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.errors import UserError
 from frozen_jax.gallery import Searcher, fingerprint_model, index_folder, read_gallery
 from frozen_jax.nearest import APPROXIMATE_FROM, ApproximateSearch, has_faiss, measure_recall
-from frozen_jax.restore import load, read_run
+from frozen_jax.restore import load, read_settings
 
 TILE, MARGIN, LINE = 128, 8, 14
 """Of a sheet of pictures, in pixels."""
@@ -72,7 +72,7 @@ def query(workdir: Path, index: Path, parts: Sequence[str], *, k: int, sheet: Pa
     Raises:
         UserError: as `gallery.Searcher.find` and `gallery.read_gallery`.
     """
-    config, model = read_run(workdir), load(workdir)
+    config, model = read_settings(workdir), load(workdir)
     gallery = read_gallery(index, model=fingerprint_model(model))
     asked = [
         Path(part) if part.lower().endswith(PICTURES) else config.data.caption_format.format(caption=part)

@@ -71,8 +71,9 @@ def test_a_captioned_scene_has_every_wording(index):
     colour, shape = record.tags
     phrased = open_easy_vqa("train", captions="noun_phrases").record(index)
     assert (phrased.id, phrased.captions) == (record.id, (f"{colour} {shape}", f"{shape} {colour}"))
+    assert open_easy_vqa("train", captions="sentences").record(index).captions == (f"A {colour} {shape}.",)
 
 
 def test_unknown_captions_are_refused():
-    with pytest.raises(UserError, match="use all or noun_phrases"):
+    with pytest.raises(UserError, match="use all, noun_phrases, sentences"):
         open_easy_vqa("train", captions="some")

@@ -230,11 +230,15 @@ def test_what_ships_with_packages():
     assert len(open_source("easy_vqa:test")) == 880 and len(open_source("fake:7")) == 7
     everything = open_source("easy_vqa:test?pictures=all")
     assert len(everything) == 1000 and sum(len(everything.record(i).questions) for i in range(1000)) == 9673
+    few = open_source("easy_vqa:train?count=20")
+    assert [few.record(i).id for i in range(len(few))] == open_source("easy_vqa:train").ids()[:20]
     assert open_source("scene_text:3").record(5) != open_source("scene_text:4").record(5)
     for line, message in (
         ("fake:many", "whole number"),
         ("scene_text:", "whole number"),
         ("easy_vqa:train?pictures=some", "'captioned', or 'all'"),
+        ("easy_vqa:test?count=881", "number of 1 to 880 pictures"),
+        ("easy_vqa:test?count=0", "number of 1 to 880 pictures"),
         ("easy_vqa:tests", "no split 'tests'"),
     ):
         with pytest.raises(UserError, match=message):

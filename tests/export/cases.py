@@ -95,6 +95,8 @@ def build_network(lm, encoder):
         embedding_rms=0.31,
         layer_norm=encoder != "resnet",
         feature_norm=encoder != "nf_resnet",
+        kind="mlp" if encoder == "plain" else "linear",
+        hidden=10,
     )
     return FrozenModel(build_lm(config), build_vision(name, **options), prefix)
 

@@ -100,6 +100,13 @@ def test_a_head_for_retrieval_is_left_out(run):
     assert set(widen(dataclasses.replace(model, params=params)).params) == {"lm", "vision", "prefix"}
 
 
+def test_a_prefix_that_pytorch_does_not_have_is_refused(run):
+    model = frozen_jax.load(run[0] / "w")
+    network = dataclasses.replace(model.network, prefix=model.network.prefix.clone(kind="transformer"))
+    with pytest.raises(UserError, match=r"prefix\.kind='transformer', and what is exported knows linear and mlp alone"):
+        widen(dataclasses.replace(model, network=network))
+
+
 @pytest.mark.parametrize("name", VERIFIED)
 def test_a_damaged_file_is_refused_by_name(run, tmp_path, name):
     shutil.copytree(run[0] / "out", tmp_path / "copy")

@@ -16,9 +16,11 @@ import time
 import traceback
 from pathlib import Path
 
+import jax
 import pytest
 
-from frozen_jax.processes import LOST, LOST_AFTER_S
+from frozen_jax.errors import UserError
+from frozen_jax.processes import LOST, LOST_AFTER_S, leaving_on_error
 from tests.faults.runs import ROOT
 
 
@@ -56,7 +58,7 @@ class Pairs:
             os.environ["JAX_PROCESS_ID"] = str(rank)
             with (self.root / f"{job}.{rank}").open("w") as errors:
                 os.dup2(errors.fileno(), 2)
-            from frozen_jax.processes import join_processes, leaving_on_error
+            from frozen_jax.processes import join_processes
 
             join_processes(wanted=True)
             with leaving_on_error():
@@ -179,6 +181,25 @@ def test_what_one_process_cannot_read_is_refused_or_passed_over_by_both(ends):
     passed = ends["fall_back_from_what_one_cannot_read"]
     assert [end["status"] for end in passed] == [0, 0], passed
     assert "going on from the newest whole one" in passed[0]["errors"]
+
+
+def test_a_wait_for_a_process_that_is_gone_is_no_disk_that_fails(tmp_path, monkeypatch, capsys):
+    """Orbax ends a wait for the other processes by an error of a file system's class, without a number."""
+    checkpoints = open_checkpoints(tmp_path)
+
+    def wait_in_vain():
+        with leaving_on_error(), checkpoints._reporting_write_errors(3):
+            raise TimeoutError("Timed out after 60 seconds.")
+
+    with pytest.raises(UserError, match="could not be written: Timed out after 60 seconds"):
+        wait_in_vain()
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with monkeypatch.context() as two:
+        two.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(SystemExit) as caught:
+            wait_in_vain()
+    assert caught.value.code == LOST and "another process of this run is gone" in capsys.readouterr().err
+    checkpoints.close()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from fontTools.ttLib.tables.C_B_D_T_ import cbdt_bitmap_format_17
 from fontTools.ttLib.tables.E_B_L_C_ import SbitLineMetrics, Strike, eblc_index_sub_table_1
 from PIL import Image
 
+from frozen_jax.data.records import Question
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.fetch import stamps
@@ -183,7 +184,7 @@ def test_the_split_is_of_captions_and_is_fixed(tmp_path):
     assert 30 <= sum(map(is_held_out, names)) <= 70
     assert all(is_held_out(name) == is_held_out(f"{name.upper()}.") for name in names)
     entries = [Entry(f"{place}.png", name, ("kind", "tag")) for place, name in enumerate(names)]
-    assert write_splits(tmp_path, entries) == {
+    assert write_splits(tmp_path, entries, question="What?") == {
         "train": 400 - sum(map(is_held_out, names)),
         "heldout": sum(map(is_held_out, names)),
     }
@@ -193,4 +194,5 @@ def test_the_split_is_of_captions_and_is_fixed(tmp_path):
         "kind",
         "tag",
     )
+    assert source.record(0).questions == (Question("What?", ("kind",)),)
     assert json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["caption"] == names[0]

@@ -125,9 +125,10 @@ def test_classes_by_score(reds, tmp_path):
     assert (figures["classes"], figures["class_names"]) == (4, ["10", "170", "250", "90"])
     assert (figures["n"], figures["chance"], figures["majority"]) == (5, 25.0, 40.0)
     assert (figures["prompt"], figures["names"]) == ("[img] This is a", " {name}")
-    assert figures["seeing"] == {"top_1": 100.0, "ece": pytest.approx(0, abs=0.01)}
+    # The mean shade is 154: less that, 90 and 170 are each as near to another shade, and count as missed.
+    assert figures["seeing"] == {"top_1": 100.0, "ece": pytest.approx(0, abs=0.01), "less_prior_top_1": 60.0}
     # Equal scores: a confidence of a quarter in the first class, which one in five has; ties are no hits.
-    assert figures["blind"] == {"top_1": 0.0, "ece": pytest.approx(5)}
+    assert figures["blind"] == {"top_1": 0.0, "ece": pytest.approx(5), "less_prior_top_1": 0.0}
     assert figures["shuffled"]["top_1"] < 100
     assert models.seeing.asked[0][0] == (10.0, " This is a")
 
@@ -147,13 +148,22 @@ def test_prompts_are_averaged_and_shots_are_answered_pictures(reds, tmp_path):
     assert (section["seeing"]["top_1"], section["chance"], section["shots"]) == (100.0, 25.0, 2)
     queries = [query for call in models.seeing.asked for query in call if len(query) > 2]
     before = {query[:6] for query in models.seeing.asked[4]}
-    assert len(queries) == 2 * 2 * 5 and len(before) == 1, "two prompts, two views, five pictures; the same shots"
+    assert len(queries) == 2 * 2 * (5 + 1) and len(before) == 1, (
+        "prompts, views, five pictures and their mean; the same shots"
+    )
     first, _, said, second, _, again = before.pop()
     assert first != second and (said, again) == (f" {first:.0f}\n", f" {second:.0f}\n")
     wrong = classify.evaluate(make_config(reds, tag=1, prompts=("[img] Not",)), models, tmp_path)
     assert wrong.figures["classify"]["seeing"]["top_1"] < 50
     drawn = sorted(path.name for path in tmp_path.glob("*_confusion_*.png"))
     assert drawn == ["report_confusion_0.png", "report_confusion_2.png"]
+
+
+def test_a_name_that_is_said_of_everything_does_not_win_without_its_prior(reds, tmp_path):
+    """ "250" is worth 1,000 more after any picture, the mean one included."""
+    models = Models(Seer(lambda parts, name: 1000 * (name == " 250") - abs(parts[0] - int(name))))
+    figures = classify.evaluate(make_config(reds, tag=1), models, tmp_path).figures["classify"]["seeing"]
+    assert figures["top_1"] == 40.0 < figures["less_prior_top_1"]
 
 
 def test_heads_on_the_encoder(reds, tmp_path):

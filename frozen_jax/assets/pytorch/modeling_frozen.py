@@ -332,11 +332,14 @@ class Prefix(nn.Module):
         super().__init__()
         self.length, self.rms = config["length"], config["embedding_rms"]
         self.feature_norm = nn.LayerNorm(inputs, 1e-5) if config["feature_norm"] else nn.Identity()
-        self.projection = nn.Linear(inputs, self.length * width)
+        self.hidden = nn.Linear(inputs, config["hidden"]) if config["kind"] == "mlp" else None
+        self.projection = nn.Linear(inputs if self.hidden is None else config["hidden"], self.length * width)
         self.gain = nn.Parameter(torch.ones(1)) if config["layer_norm"] else None
 
     def forward(self, pooled):
-        x = self.projection(self.feature_norm(pooled)).unflatten(-1, (self.length, -1))
+        x = self.feature_norm(pooled)
+        x = x if self.hidden is None else functional.gelu(self.hidden(x), approximate="tanh")
+        x = self.projection(x).unflatten(-1, (self.length, -1))
         if self.gain is not None:  # vectors of the size of the language model's own embeddings, times a learnt gain
             x = functional.layer_norm(x.float(), x.shape[-1:], eps=1e-5) * (self.rms * self.gain)
         return x
@@ -348,7 +351,7 @@ class FrozenConfig(PreTrainedConfig):
     Attributes:
         text_config: of the language model, as transformers knows it.
         vision_config: `name` is a key of `ENCODERS`, the rest are that encoder's sizes.
-        prefix_config: length, layer_norm, feature_norm, embedding_rms.
+        prefix_config: length, layer_norm, feature_norm, embedding_rms, kind (linear or mlp), hidden (of an mlp).
         language_model: None where model.safetensors holds it; else {"path", "sha256"} of the one to load.
         blind: trained on black pictures: every picture is black to it.
     """
