@@ -203,14 +203,11 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def list_free_sections(config: Config) -> tuple[str, ...]:
-    """Returns `FREE_SECTIONS`, sections that are off, and settings that make no difference: a run from before there
-    were any is still the same."""
-    off = {
-        "generator": not config.generator.name,
-        "adaptation": config.adaptation == AdaptationSettings(),
-        "retrieval.turns": not config.retrieval.turns,
-    }
-    unused = (f"prefix.{name}" for name in list_unused(config.prefix))
+    """Returns `FREE_SECTIONS`, sections that are off, and settings that make no difference: a run from before these is
+    still the same."""
+    off = {"generator": not config.generator.name, "adaptation": config.adaptation == AdaptationSettings()}
+    unused = [f"prefix.{name}" for name in list_unused(config.prefix)]
+    unused += [] if config.retrieval.turns else ["retrieval.turns"]
     return (*FREE_SECTIONS, *(name for name, is_off in off.items() if is_off), *unused)
 
 
@@ -218,10 +215,8 @@ def identify(config: Config) -> dict[str, Any]:
     """Returns what makes a run this one and no other: everything but what `list_free_sections` lists."""
     left_out = list_free_sections(config)
     kept = {name: section for name, section in to_dict(config).items() if name not in left_out}
-    for name in left_out:
-        section, _, key = name.partition(".")
-        if key and section in kept:
-            kept[section] = {setting: value for setting, value in kept[section].items() if setting != key}
+    for section in ("prefix", "retrieval"):
+        kept[section] = {name: value for name, value in kept[section].items() if f"{section}.{name}" not in left_out}
     return kept
 
 

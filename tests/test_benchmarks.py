@@ -79,36 +79,6 @@ def test_variants_take_turns_and_the_median_counts(monkeypatch):
     assert calls == ["ours", "peer"] * 4
 
 
-def test_results_are_means_over_seeds_and_say_where_nothing_was_measured():
-    reports = [
-        {"caption": {"seeing": {"nats_per_token": loss, "noun": 10.0 * loss}, "majority": {"noun": 0.5}}}
-        for loss in (3.0, 3.2)
-    ]
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in results_table.draw_table({"report": reports}, [0, 1]).splitlines()
-    ]
-    assert ["stamps: loss of the caption's tokens, nats", "3.1 ± 0.14", "", "", ""] in lines
-    assert ["stamps: noun, synonym or direct hypernym named", "31.0 ± 1.4", "", "", "0.5"] in lines
-    assert not any(line[0].startswith("emoji") for line in lines), "not measured, not shown"
-
-
-def test_curves_of_seeds_meet_at_the_steps_that_all_have(tmp_path):
-    written = ['{"step": 2, "kind": "train", "loss": 1.5}', '{"step": 2, "kind": "validation", "loss": 9}']
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*written, '{"step": 4, "kind": "train", "loss": 0.5}']))
-    first = recipes_plots.read_losses(tmp_path, "train")
-    assert first == {2: 1.5, 4: 0.5}
-    steps, losses = recipes_plots.join_curves([first, {4: 0.75, 6: 0.0}])
-    assert steps == [4] and losses.tolist() == [[0.5], [0.75]]
-
-
-def test_a_change_leaves_its_neighbours_alone():
-    given = {"lm": {"path": "x"}, "vision": {"name": "y"}, "data": {"train": "fake:8", "augment": {"flip": True}}}
-    changed = recipes_plots.change(from_config_dict(given), {"data": {"augment": {"shift": 0.1}}, "seed": 3})
-    assert changed.data.train == "fake:8" and changed.seed == 3
-    assert (changed.data.augment.flip, changed.data.augment.shift) == (True, 0.1)
-
-
 def test_who_understands_a_dialogue_draws_among_the_pictures_that_do_not_contradict_it():
     """Counted again: what each picture shows is said after the dialogue, and a contradiction is refused."""
     settings = {"source": "easy_vqa:test", "turns": (1, 3)}
@@ -152,3 +122,33 @@ def test_runs_of_several_seeds_are_one_line():
     assert first["spread"] == pytest.approx(7.07) and probe["shuffled"] is None
     table = applications_table.show([first, probe])
     assert "85.0 ± 7.1" in table and "50.0" in table
+
+
+def test_results_are_means_over_seeds_and_say_where_nothing_was_measured():
+    reports = [
+        {"caption": {"seeing": {"nats_per_token": loss, "noun": 10.0 * loss}, "majority": {"noun": 0.5}}}
+        for loss in (3.0, 3.2)
+    ]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in results_table.draw_table({"report": reports}, [0, 1]).splitlines()
+    ]
+    assert ["stamps: loss of the caption's tokens, nats", "3.1 ± 0.14", "", "", ""] in lines
+    assert ["stamps: noun, synonym or direct hypernym named", "31.0 ± 1.4", "", "", "0.5"] in lines
+    assert not any(line[0].startswith("emoji") for line in lines), "not measured, not shown"
+
+
+def test_curves_of_seeds_meet_at_the_steps_that_all_have(tmp_path):
+    written = ['{"step": 2, "kind": "train", "loss": 1.5}', '{"step": 2, "kind": "validation", "loss": 9}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*written, '{"step": 4, "kind": "train", "loss": 0.5}']))
+    first = recipes_plots.read_losses(tmp_path, "train")
+    assert first == {2: 1.5, 4: 0.5}
+    steps, losses = recipes_plots.join_curves([first, {4: 0.75, 6: 0.0}])
+    assert steps == [4] and losses.tolist() == [[0.5], [0.75]]
+
+
+def test_a_change_leaves_its_neighbours_alone():
+    given = {"lm": {"path": "x"}, "vision": {"name": "y"}, "data": {"train": "fake:8", "augment": {"flip": True}}}
+    changed = recipes_plots.change(from_config_dict(given), {"data": {"augment": {"shift": 0.1}}, "seed": 3})
+    assert changed.data.train == "fake:8" and changed.seed == 3
+    assert (changed.data.augment.flip, changed.data.augment.shift) == (True, 0.1)

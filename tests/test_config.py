@@ -119,14 +119,12 @@ def test_blind_needs_an_encoder(config):
         from_config_dict(given)
 
 
-def test_a_run_without_retrieval_is_the_one_from_before_dialogues(config):
+def test_retrieval_without_dialogues_is_what_it_was_before_them(config):
     """What `turns` is at 0 has no place among the facts of a run; above 0 it has."""
-    off = from_config_dict(config)
-    assert "retrieval.turns" in list_free_sections(off) and identify(off)["retrieval"] == {"weight": 0.0, "width": 128}
     config.retrieval.weight, config.data.question_fraction = 0.5, 0.5
     captions = from_config_dict(config)
     config.retrieval.turns = 2
     dialogues = from_config_dict(config)
-    assert "retrieval.turns" not in list_free_sections(dialogues)
+    assert "retrieval.turns" in list_free_sections(captions) and "retrieval.turns" not in list_free_sections(dialogues)
     assert identify(captions)["retrieval"] == {"weight": 0.5, "width": 128}
     assert identify(dialogues)["retrieval"] == {"weight": 0.5, "width": 128, "turns": 2}
