@@ -172,15 +172,17 @@ def draw_pictures(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.plot(steps, losses, color=f"C{number}", label=f"{name}: {row['exact']:.1f} % exact")
             axes.plot(row["best_step"], row["best_loss"], "o", color=f"C{number}")
         axes.set(xlabel="step (dot: the best, which is kept)", ylabel="validation loss, nats", title=title)
-        axes.set_yscale("log")
         if lines:
             axes.legend(fontsize="small")
     figure.savefig(path, dpi=80)
 
 
 def seeds(options: argparse.Namespace, words: Sequence[str]) -> None:
-    """Trains with several seeds and draws their losses with mean and range."""
-    given = ("--config.train.steps=400", "--config.train.evaluate_every=20", "--config.evaluate.task=caption")
+    """Trains with several seeds, or takes finished runs, and draws their losses with mean and range."""
+    if options.runs:
+        draw_seeds([Path(name) for name in options.runs.split(",")], options.out / "seeds.png")
+        return
+    given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=caption")
     base = read_config([*SHORT, *given, "--config.evaluate.examples=440", *words])
     directories = [options.out / f"seed_{seed}" for seed in range(options.seeds)]
     reports = [run_once(change(base, {"seed": seed}), path) for seed, path in enumerate(directories)]
@@ -189,14 +191,19 @@ def seeds(options: argparse.Namespace, words: Sequence[str]) -> None:
         for seed, report in enumerate(reports)
     ]
     write(options.out, "seeds", ["seed", "captions exact", "best validation loss"], rows, rows)
+    draw_seeds(directories, options.out / "seeds.png")
+
+
+def draw_seeds(directories: Sequence[Path], path: Path) -> None:
+    """Draws the mean and the range of the losses of runs that differ in their seed."""
     figure, axes = new_figure(1, width=5.6)
-    for number, kind in enumerate(("train", "validation")):
-        steps, losses = join_curves([read_losses(path, kind) for path in directories])
-        axes.plot(steps, losses.mean(axis=0), color=f"C{number}", label=kind)
+    for number, (kind, marker) in enumerate((("train", ""), ("validation", "."))):
+        steps, losses = join_curves([read_losses(directory, kind) for directory in directories])
+        axes.plot(steps, losses.mean(axis=0), marker=marker, color=f"C{number}", label=kind)
         axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=f"C{number}", alpha=0.25)
-    axes.set(xlabel="step", ylabel="loss, nats", title=f"mean and range of {options.seeds} seeds")
+    axes.set(xlabel="step", ylabel="loss, nats", title=f"mean and range of {len(directories)} seeds")
     axes.legend()
-    figure.savefig(options.out / "seeds.png", dpi=80)
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
@@ -215,6 +222,7 @@ def main() -> None:
             command.add_argument("--varied", type=int, default=300, help="number of pictures of the variants")
         else:
             command.add_argument("--seeds", type=int, default=3, help="runs, with the seeds 0, 1, …")
+            command.add_argument("--runs", default="", help="finished workdirs to draw, in place of training")
     options, words = parser.parse_known_args()
     keep_freed_memory()
     options.out.mkdir(parents=True, exist_ok=True)

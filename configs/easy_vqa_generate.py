@@ -1,10 +1,10 @@
-"""A picture generator on easy-VQA: a small transformer learns to draw what a frozen 4-layer GPT-2 has read.
+"""A picture generator on easy-VQA: a small U-Net learns to draw what a frozen 4-layer GPT-2 has read.
 
     python -m frozen_jax.main --config=configs/easy_vqa_generate.py --workdir=runs/generate
     python -m frozen_jax.tools.generate_image --workdir=runs/generate "a red circle"
 
-The report says how often a reader trained on real pictures finds the asked colour and shape. Its 800 steps take about
-three CPU-minutes and teach the colours, not yet the shapes: docs/applications.md has the figures.
+The report says how often a reader trained on real pictures finds the asked colour and shape: 94.8 % after 6,000 steps,
+22 CPU-minutes; docs/applications.md has the figures.
 """
 
 from ml_collections import ConfigDict
@@ -15,13 +15,11 @@ from frozen_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.lm.path = "package:scene_gpt2"
-    config.generator.name = "dit"
-    config.generator.width = 96
-    config.generator.layers = 3
+    config.generator.name = "unet"
     config.data.train = "easy_vqa:train"
     config.data.validation = "easy_vqa:validation"
     config.data.image.size = 64
-    config.data.max_tokens = 24
+    config.data.max_tokens = 16
     config.data.caption_format = " {caption}"
     config.data.bos = True
     config.data.augment.flip = True
@@ -29,9 +27,10 @@ def get_config() -> ConfigDict:
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 50
     config.optim.clip_norm = 1.0
-    config.train.steps = 800
-    config.train.batch_size = 32
-    config.train.evaluate_every = 200
+    config.optim.beta2 = 0.99
+    config.train.steps = 6000
+    config.train.batch_size = 16
+    config.train.evaluate_every = 1000
     config.train.validation_examples = 96
     config.evaluate.task = "generate"
     config.evaluate.examples = 192

@@ -160,9 +160,8 @@ def build_generator(
     sizes = GeneratorConfig(
         image_size=config.data.image.size,
         patch_size=settings.patch_size,
+        channels=settings.channels,
         width=settings.width,
-        layers=settings.layers,
-        heads=settings.heads,
         queries=settings.queries,
         embed_width=lm_config.embed_width,
         lm_width=lm_config.embed_width,

@@ -108,9 +108,10 @@ PREFIX_RULES: Mapping[str, ShardingRules] = {
 FUSION_RULES: ShardingRules = ((r"fusion/[a-z]+/kernel", P()),)  # a few hundred numbers wide
 
 GENERATOR_RULES: ShardingRules = (
-    (r"generator/blocks/.*/kernel", P(None, "fsdp")),  # L E …, L N H E, L F E
-    (r"generator/(condition|patches|time_in|time_out|final_steer|pixels)/kernel", P("fsdp")),
-    (r"generator/(queries|no_text|positions)", P()),
+    (r"generator/(down|middle|up)_\d+/(first|second)/kernel", P(None, None, None, "fsdp")),  # height width in out
+    (r"generator/(down|middle|up)_\d+/steer/kernel", P("fsdp")),
+    (r"generator/(condition|text|time_in|time_out|patches|merge_\d+|split_\d+|pixels)/kernel", P("fsdp")),
+    (r"generator/(queries|no_text)", P()),
 )
 
 RETRIEVAL_RULES: ShardingRules = (

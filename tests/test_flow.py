@@ -10,14 +10,16 @@ from frozen_jax.flow import (
     draw_noise,
     follow,
     guided_velocity,
+    path_times,
     scale_pixels,
     spread_times,
     to_pixels,
     velocity,
     weigh,
 )
+from frozen_jax.models.convolution import cut_patches
 from frozen_jax.models.frozen import FrozenModel, append_queries
-from frozen_jax.models.generator import cut_into_patches, join_patches
+from frozen_jax.models.generator import join_patches
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 
 LM = build_lm(lm_config_from_hf({"model_type": "gpt2", "vocab_size": 4, "n_embd": 2, "n_layer": 1, "n_head": 1}))
@@ -44,12 +46,11 @@ def test_queries_stand_right_behind_their_words():
     assert segments.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]] and places.tolist() == [[2, 3], [3, 4]]
 
 
-def test_patches_are_rows_of_pixels_and_come_back():
+def test_patches_come_back():
     pictures = jnp.arange(2 * 4 * 4 * 3, dtype=jnp.float32).reshape(2, 4, 4, 3)
-    patches = cut_into_patches(pictures, patch=2)
-    assert patches.shape == (2, 4, 12)
-    np.testing.assert_array_equal(patches[0, 1].reshape(2, 2, 3), pictures[0, :2, 2:])
-    np.testing.assert_array_equal(join_patches(patches, patch=2), pictures)
+    patches = cut_patches(pictures, 2)
+    assert patches.shape == (2, 2, 2, 12)
+    np.testing.assert_array_equal(join_patches(patches, 2), pictures)
 
 
 def test_times_are_the_quantiles_of_a_logit_normal():
@@ -57,6 +58,14 @@ def test_times_are_the_quantiles_of_a_logit_normal():
     np.testing.assert_allclose(times[50], 1 / (1 + np.exp(-TIME_MEAN)), rtol=1e-5)
     assert (jnp.diff(times) > 0).all() and times[0] > 0 and times[-1] < 1
     assert (spread_times(0.9, count=101) > times).all()
+
+
+def test_steps_are_short_where_the_picture_is_decided():
+    """Even steps, moved in logits by the mean training time: half of them lie before it."""
+    times = path_times(8)
+    assert times[0] == 0 and times[-1] == 1 and (np.diff(times, 2) > 0).all()
+    np.testing.assert_allclose(np.log(times[4] / (1 - times[4])), TIME_MEAN, rtol=1e-5)
+    np.testing.assert_allclose(np.log(times[2] / (1 - times[2])), TIME_MEAN - np.log(3), rtol=1e-5)
 
 
 def test_pixels_come_back():

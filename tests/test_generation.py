@@ -33,7 +33,7 @@ measure = jax.jit(picture_loss, static_argnums=1, static_argnames="options")
 def make_config(tiny_lm) -> ConfigDict:
     config = default_config()
     config.lm.path = str(tiny_lm)
-    config.generator.update({"name": "dit", "queries": 2, "width": 16, "layers": 2, "heads": 2})
+    config.generator.update({"name": "unet", "queries": 2, "width": 16, "channels": (16, 16)})
     config.data.update({"train": "fake:48", "validation": "fake:10", "max_tokens": 40, "bos": True})
     config.data.image.size = 16
     config.optim.learning_rate = 1e-2
@@ -234,8 +234,10 @@ def test_tool_errors_are_one_line(finished, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("generator.patch_size", 5, "patches must fill the picture of data.image.size=16"),
-        ("generator.width", 18, "a positive multiple of 4 and of generator.heads=2"),
+        ("generator.patch_size", 3, "patches of the coarsest of 2 grids, 6 pixels long, must fill data.image.size=16"),
+        ("generator.channels", (16,), "give at least two grids, each a positive multiple of 16"),
+        ("generator.channels", (16, 24), "give at least two grids, each a positive multiple of 16"),
+        ("generator.width", 0, "it must be at least 1"),
         ("generator.queries", 0, "it must be at least 1"),
         ("generator.condition_drop", 1.0, "guidance has nothing to compare with"),
         ("vision.name", "vit", "has no use for this; set it to ''"),
@@ -263,7 +265,7 @@ def test_queries_that_do_not_fit_the_positions(tiny_lm):
 def test_a_run_without_a_generator_is_still_the_run_that_it_was():
     config = Config()
     assert "generator" not in identify(config)
-    assert "generator" in identify(dataclasses.replace(config, generator=GeneratorSettings(name="dit")))
+    assert "generator" in identify(dataclasses.replace(config, generator=GeneratorSettings(name="unet")))
 
 
 def test_report_has_every_view_with_its_controls(finished):

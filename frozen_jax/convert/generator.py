@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from frozen_jax.convert.tables import LAYER, Rule, Table, linear_rules, norm_rules
-from frozen_jax.models.generator import FREQUENCIES, MLP_RATIO, GeneratorConfig
+import re
+
+from frozen_jax.convert.tables import Rule, Table, linear_rules, norm_rules
+from frozen_jax.models.generator import FREQUENCIES, MIDDLE, GeneratorConfig
 
 
 def generator_table(config: GeneratorConfig) -> Table:
-    """Returns the table of a generator's weights."""
-    width, mlp = (config.width,), (MLP_RATIO * config.width,)
-    heads = (config.heads, config.width // config.heads)
+    """Returns the table of a generator's weights; a convolution is stored as a linear map of 3 x 3 places."""
+    width, channels, last = (config.width,), config.channels, len(config.channels) - 1
     patch = (config.patch_size**2 * 3,)
-    alone = {
-        "queries": (config.queries, config.embed_width),
-        "no_text": (config.queries, config.width),
-        "positions": (config.tokens, config.width),
-    }
     maps: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
         "condition": ((config.lm_width,), width),
-        "patches": (patch, width),
+        "text": ((config.queries * config.width,), width),
         "time_in": ((2 * FREQUENCIES,), width),
         "time_out": (width, width),
-        "final_steer": (width, (2 * config.width,)),
-        "pixels": (width, patch),
+        "patches": (patch, channels[:1]),
+        "pixels": (channels[:1], patch),
     }
-    layers: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-        "steer": (width, (6 * config.width,)),
-        "qkv": (width, (3, *heads)),
-        "out": (heads, width),
-        "up": (width, mlp),
-        "down": (mlp, width),
-    }
+    blocks = {("down", number): channels[number + 1] for number in range(last - 1)}
+    blocks |= {("middle", number): channels[last] for number in range(MIDDLE)}
+    for number in range(last):
+        fine, coarse = channels[number], channels[number + 1]
+        maps[f"merge_{number}"] = ((4 * fine,), (coarse,))
+        maps[f"split_{number}"] = ((coarse,), (4 * fine,))
+        blocks["up", number] = fine
+    for (place, number), count in blocks.items():
+        maps[f"{place}_{number}/steer"] = (width, (2 * count,))
+        maps |= {f"{place}_{number}/{name}": ((3, 3, count), (count,)) for name in ("first", "second")}
+    alone = {"queries": (config.queries, config.embed_width), "no_text": (config.queries, config.width)}
     rules = [Rule(name, name, shape, shape) for name, shape in alone.items()]
     rules += norm_rules("condition_norm", "condition_norm", config.lm_width)
-    for name, (inputs, outputs) in maps.items():
-        rules += linear_rules(name, name, inputs, outputs, bias=True)
-    for name, (inputs, outputs) in layers.items():
-        rules += linear_rules(f"blocks/{name}", f"blocks.{LAYER}.{name}", inputs, outputs, bias=True)
-    return Table(tuple(rules), config.layers, prefixes=("",), unprefixed=(), buffers="", tied=None)
+    for path, (inputs, outputs) in maps.items():
+        name = re.sub(r"_(\d+)", r".\1", path).replace("/", ".")  # down_0/first of ours is down.0.first in PyTorch
+        rules += linear_rules(path, name, inputs, outputs, bias=True)
+    return Table(tuple(rules), layers=0, prefixes=("",), unprefixed=(), buffers="", tied=None)

@@ -28,7 +28,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.export.check import import_modeling
 from frozen_jax.export.layout import CONFIG, WEIGHTS
 from frozen_jax.export.write import write_digests
-from frozen_jax.flow import follow, guided_velocity, to_pixels
+from frozen_jax.flow import TIME_MEAN, follow, guided_velocity, to_pixels
 from frozen_jax.language_model import load_lm, save_lm
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.quantise import dequantise_lm
@@ -88,6 +88,7 @@ def write_generator(model: Model, config: Config, directory: Path) -> None:
     settings = {
         "model_type": MODEL_TYPE,
         **dataclasses.asdict(network.generator.config),
+        "time_mean": TIME_MEAN,
         "caption_format": config.data.caption_format,
         "add_bos": model.bos and tokenizer.bos_id is not None,
         "add_eos": tokenizer.eos_id is not None,

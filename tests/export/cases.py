@@ -79,7 +79,7 @@ def draw(shapes):
         if leaf.ndim < 2 or path.endswith(("scale", "bias", "gain")):
             center = 1.0 if path.endswith(("scale", "gain")) else 0.0
             return np.asarray(center + 0.2 * rng.normal(size=leaf.shape), np.float32)
-        inputs = np.prod(leaf.shape[:-1]) if "vision" in path else leaf.shape[-1]
+        inputs = np.prod(leaf.shape[:-1]) if path.startswith(("vision", "generator")) else leaf.shape[-1]
         return (rng.normal(size=leaf.shape) * inputs**-0.5).astype(np.float32)
 
     return unflatten({path: fill(path, leaf) for path, leaf in flatten(shapes).items()})

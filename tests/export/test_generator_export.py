@@ -28,10 +28,9 @@ def build_generator_model(lm, tokenizer_directory):
     config = lm_config_from_hf(LMS[lm])
     sizes = GeneratorConfig(
         image_size=SIDE,
-        patch_size=4,
+        patch_size=2,
+        channels=(16, 16, 32),
         width=16,
-        layers=2,
-        heads=2,
         queries=3,
         embed_width=config.embed_width,
         lm_width=config.embed_width,
@@ -61,7 +60,7 @@ def test_velocities_and_pictures_are_equal(lm, tiny_config, tiny_lm, tmp_path):
 
 def test_the_tool_exports_a_run_and_refuses_what_does_not_fit(tiny_config, tmp_path, capsys):
     tiny_config.vision.name, tiny_config.vision.options = "", {}
-    tiny_config.generator.update({"name": "dit", "width": 16, "layers": 1, "heads": 2})
+    tiny_config.generator.update({"name": "unet", "width": 16, "channels": (16, 32)})
     save_run(tiny_config, tmp_path / "w")
     words = [f"--workdir={tmp_path / 'w'}", f"--out={tmp_path / 'out'}"]
     with pytest.raises(SystemExit):

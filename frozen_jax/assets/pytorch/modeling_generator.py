@@ -1,4 +1,4 @@
-"""A picture generator in PyTorch: a frozen language model reads a text, a transformer draws a picture of it.
+"""A picture generator in PyTorch: a frozen language model reads a text, a U-Net draws a picture of it.
 
 This one file, beside config.json, model.safetensors and language_model/, is the whole model; it needs torch,
 transformers, safetensors and numpy.
@@ -9,9 +9,11 @@ transformers, safetensors and numpy.
 
 The language model reads the words with a few learnt vectors behind them; its last hidden states there are what the
 picture follows. The picture begins as noise z(0) and moves by z' = (x - z) / (1 - t), where x is the clean picture that
-the transformer names, until t = 1. Sources: Liu et al., arXiv 2209.03003; Peebles and Xie, arXiv 2212.09748.
+the network names, until t = 1. Sources: Liu et al., arXiv 2209.03003; Ronneberger et al., arXiv 1505.04597; Dhariwal
+and Nichol, arXiv 2105.05233.
 """
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -24,52 +26,71 @@ from transformers import AutoModelForCausalLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 EPSILON = 1e-6
+GROUP = 16
 
 
-def steer(x, shift, scale):
-    """Normalises tokens [B, M, E], then scales and shifts them as time and text want it."""
-    return functional.layer_norm(x, x.shape[-1:], eps=EPSILON) * (1 + scale[:, None]) + shift[:, None]
+def cut(grid, size):
+    """Cuts grids [B, C, side, side] into patches of size x size places: [B, size size C, side, side]."""
+    patches = grid.unflatten(2, (-1, size)).unflatten(4, (-1, size))
+    return patches.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+
+
+def join(patches, size):
+    """Inverse of `cut`."""
+    grid = patches.unflatten(1, (size, size, -1)).permute(0, 3, 4, 1, 5, 2)
+    return grid.flatten(4, 5).flatten(2, 3)
+
+
+def mix(layer, grid):
+    """Maps the channels of every place."""
+    return layer(grid.movedim(1, -1)).movedim(-1, 1)
+
+
+def convolve(layer, grid):
+    """Convolves with a linear map of 3 x 3 places."""
+    return functional.conv2d(grid, layer.weight.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2), layer.bias, padding=1)
+
+
+def normalise(grid):
+    """Gives each group of channels mean 0 and variance 1."""
+    return functional.group_norm(grid, grid.shape[1] // GROUP, eps=EPSILON)
 
 
 class Block(nn.Module):
-    """Attention over condition and patches, then an MLP, each steered and gated."""
+    """Two convolutions beside a shortcut, steered between them."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, channels):
         super().__init__()
-        self.heads = heads
-        self.steer, self.qkv, self.out = (
-            nn.Linear(width, 6 * width),
-            nn.Linear(width, 3 * width),
-            nn.Linear(width, width),
-        )
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.steer = nn.Linear(width, 2 * channels)
+        self.first, self.second = nn.Linear(9 * channels, channels), nn.Linear(9 * channels, channels)
 
-    def forward(self, x, steering):
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.steer(steering).chunk(6, dim=-1)
-        query, key, value = self.qkv(steer(x, shift1, scale1)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        x = x + gate1[:, None] * self.out(mixed.transpose(1, 2).flatten(2))
-        inner = functional.gelu(self.up(steer(x, shift2, scale2)), approximate="tanh")
-        return x + gate2[:, None] * self.down(inner)
+    def forward(self, grid, steering):
+        scale, shift = self.steer(steering)[:, :, None, None].chunk(2, dim=1)
+        inner = convolve(self.first, functional.silu(normalise(grid)))
+        inner = functional.silu(normalise(inner) * (1 + scale) + shift)
+        return grid + convolve(self.second, inner)
 
 
 class PictureGenerator(nn.Module):
-    """The transformer and the language model that it listens to."""
+    """The U-Net and the language model that it listens to."""
 
     def __init__(self, config, language_model, tokenizer):
         super().__init__()
         self.config, self.language_model, self.tokenizer = config, language_model, tokenizer
         self.side, self.patch, width = config["image_size"], config["patch_size"], config["width"]
-        count, values = config["queries"], self.patch**2 * 3
+        count, values, channels = config["queries"], self.patch**2 * 3, config["channels"]
         self.queries = nn.Parameter(torch.zeros(count, config["embed_width"]))
         self.no_text = nn.Parameter(torch.zeros(count, width))
-        self.positions = nn.Parameter(torch.zeros((self.side // self.patch) ** 2, width))
         self.condition_norm = nn.LayerNorm(config["lm_width"], eps=EPSILON)
-        self.condition = nn.Linear(config["lm_width"], width)
-        self.patches = nn.Linear(values, width)
+        self.condition, self.text = nn.Linear(config["lm_width"], width), nn.Linear(count * width, width)
         self.time_in, self.time_out = nn.Linear(64, width), nn.Linear(width, width)
-        self.blocks = nn.ModuleList(Block(width, config["heads"]) for _ in range(config["layers"]))
-        self.final_steer, self.pixels = nn.Linear(width, 2 * width), nn.Linear(width, values)
+        self.patches, self.pixels = nn.Linear(values, channels[0]), nn.Linear(channels[0], values)
+        pairs = list(itertools.pairwise(channels))
+        self.down = nn.ModuleList(Block(width, fine) for fine in channels[1:-1])
+        self.merge = nn.ModuleList(nn.Linear(4 * fine, coarse) for fine, coarse in pairs)
+        self.middle = nn.ModuleList(Block(width, channels[-1]) for _ in range(2))
+        self.split = nn.ModuleList(nn.Linear(coarse, 4 * fine) for fine, coarse in pairs)
+        self.up = nn.ModuleList(Block(width, fine) for fine in channels[:-1])
 
     @classmethod
     def from_pretrained(cls, directory):
@@ -99,19 +120,22 @@ class PictureGenerator(nn.Module):
 
     def forward(self, noisy, times, condition):
         """Names the clean pictures [B, side, side, 3] behind noisy ones at times [B], for conditions [B, Q, E]."""
-        patch, across = self.patch, self.side // self.patch
-        cut = noisy.unflatten(1, (across, patch)).unflatten(3, (across, patch)).transpose(2, 3).flatten(3).flatten(1, 2)
-        turns = torch.exp(torch.linspace(math.log(0.5), math.log(500.0), 32))
+        turns = torch.exp(torch.linspace(math.log(0.5), math.log(16.0), 32))
         angles = 2 * math.pi * times[:, None] * turns
         time = self.time_out(functional.silu(self.time_in(torch.cat([angles.sin(), angles.cos()], dim=1))))
-        steering = functional.silu(time + condition.mean(dim=1))
-        x = torch.cat([condition, self.patches(cut) + self.positions], dim=1)
-        for block in self.blocks:
-            x = block(x, steering)
-        shift, scale = self.final_steer(steering).chunk(2, dim=-1)
-        named = self.pixels(steer(x[:, len(self.queries) :], shift, scale))
-        named = named.unflatten(1, (across, across)).unflatten(3, (patch, patch, 3))
-        return named.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        steering = functional.silu(time + self.text(condition.flatten(1)))
+        grid = mix(self.patches, cut(noisy.movedim(-1, 1), self.patch))
+        kept = []
+        for number, merge in enumerate(self.merge):
+            if number:
+                grid = self.down[number - 1](grid, steering)
+            kept.append(grid)
+            grid = mix(merge, cut(grid, 2))
+        for block in self.middle:
+            grid = block(grid, steering)
+        for number in reversed(range(len(kept))):
+            grid = self.up[number](kept[number] + join(mix(self.split[number], grid), 2), steering)
+        return join(mix(self.pixels, grid), self.patch).movedim(1, -1)
 
     @torch.no_grad()
     def velocity(self, noisy, time, condition, *, guidance=1.0):
@@ -139,11 +163,13 @@ class PictureGenerator(nn.Module):
         if noise is None:
             shape = (len(texts), self.side, self.side, 3)
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        condition, noisy, length = self.read(texts), noise, 1 / steps
-        for number in range(steps - 1):
-            first = self.velocity(noisy, number * length, condition, guidance=guidance)
-            ahead = noisy + length * first
-            second = self.velocity(ahead, (number + 1) * length, condition, guidance=guidance)
-            noisy = noisy + length * (first + second) / 2
-        noisy = noisy + length * self.velocity(noisy, 1 - length, condition, guidance=guidance)
+        even = torch.arange(steps + 1) / steps
+        odds = math.exp(self.config["time_mean"])
+        times = (odds * even / (odds * even + 1 - even)).tolist()
+        condition, noisy = self.read(texts), noise
+        for time, later in itertools.pairwise(times[:-1]):
+            first = self.velocity(noisy, time, condition, guidance=guidance)
+            second = self.velocity(noisy + (later - time) * first, later, condition, guidance=guidance)
+            noisy = noisy + (later - time) * (first + second) / 2
+        noisy = noisy + (1 - times[-2]) * self.velocity(noisy, times[-2], condition, guidance=guidance)
         return ((noisy + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
