@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.results_table import KIND
 from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
 from frozen_jax.data.easy_vqa import disclose
@@ -29,7 +30,7 @@ from frozen_jax.metrics.retrieval import hit_by_chance
 from frozen_jax.report import digest_measured
 from frozen_jax.run import run
 from frozen_jax.startup import keep_freed_memory
-from frozen_jax.tasks.retrieval import METHODS, order_questions
+from frozen_jax.tasks.retrieval import order_questions
 from frozen_jax.telemetry import format_table
 
 CONFIGS = {
@@ -60,16 +61,28 @@ SETTINGS: Mapping[str, Mapping[str, Sequence[str]]] = {
     # A stamp's tag is its folder; an emoji's first one is its group in Unicode's list, the others are CLDR's keywords.
     "stamps": {
         "retrieval": [],
-        "classes": ["classify.tag=0", "classify.prompts=('[img] A picture of',)"],
-        "tags": ["tag.prompt=[img] A picture of"],
+        "classes": ["classify.tag=0", f"classify.prompts=('[img] {KIND}',)"],
+        "tags": [f"tag.prompt=[img] {KIND}"],
     },
     "emoji": {
         "retrieval": [],
-        "classes": ["classify.tag=0", "classify.prompts=('[img] A picture of',)"],
-        "tags": ["tag.prompt=[img] A picture of", "tag.calibrated_on=600"],
+        "classes": ["classify.tag=0", f"classify.prompts=('[img] {KIND}',)"],
+        "tags": ["tag.prompt=[img] A", "tag.calibrated_on=600"],
     },
 }
 """Settings of `evaluate` by source and application, where they are not the task's own."""
+
+METHODS = {
+    "likelihood": "caption's log-probability per token",
+    "likelihood_prior": "the same less that after the mean picture",
+    "states": "mean LM states",
+    "ret": "`[RET]`",
+    "prefix": "mean prefix vectors",
+    "dialogue": "`[RET]` behind all turns",
+    "dialogue_added": "`[RET]` behind each turn, added",
+    "ret_prompt": "`[RET]` behind picture and caption",
+}
+"""Those of `tasks.retrieval.METHODS` in few words."""
 
 DIRECTIONS = {"text_to_image": "caption → picture", "image_to_text": "picture → caption"}
 HEADER = ("application", "by", "measure", "percent", "pictures shuffled", "further", "without the model", "chance")
@@ -126,7 +139,7 @@ def read_retrieval(report: Mapping[str, Any], config: Config) -> Iterator[Line]:
             further = _describe_ranks(row["seeing"], "text_to_image")
             seeing, shuffled = (row[view]["text_to_image_r_1"] for view in ("seeing", "shuffled"))
             title = f"{turns} answered question{'s' * (turns > 1)} → picture"
-            baseline = f"all that is said understood {best:.1f}"
+            baseline = f"best possible {best:.1f}"
             yield Line(title, METHODS[method], "R@1", seeing, shuffled, further, baseline, row["chance"])
     for method, row in figures.get("image_to_image", {}).items():
         if isinstance(row, Mapping):
