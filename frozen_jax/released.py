@@ -2,7 +2,7 @@
 
     frozen_jax/assets/released/NAME/     frozen_jax.load("frozen_jax/NAME")
         model.safetensors                what was trained, in float16, by its path in the parameters
-        config.json                      of the run
+        config.json                      of the run, as far as the model depends on it
         frozen.json                      SHA-256 of the language model and of the frozen encoder, as they were loaded
         README.md                        the card
         SHA256SUMS                       of the first three
@@ -15,12 +15,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 from frozen_jax.build import PACKAGE, Towers
-from frozen_jax.config import Config, from_config_dict, to_dict
+from frozen_jax.config import Config, from_config_dict, identify, to_dict
 from frozen_jax.convert.safetensors_reader import SINGLE, SafetensorsDirectory
 from frozen_jax.errors import UserError
 from frozen_jax.fetch.sets import is_member, locate
@@ -33,6 +34,8 @@ OWNER = "frozen_jax"
 """What stands before the name of a released model."""
 FROZEN, CARD = "frozen.json", "README.md"
 DTYPE = np.dtype(np.float16)
+ASKED = ("batch_size", "caption", "max_new_tokens", "vqa")
+"""Settings of `evaluate` that say how the model is asked."""
 
 
 def list_released() -> dict[str, Path]:
@@ -134,10 +137,17 @@ def write_release(directory: Path, config: Config, towers: Towers, trained: Para
     if too_large:
         raise UserError(f"{too_large[0]} has a number that float16 cannot hold; this run cannot be released")
     write_bytes_atomic(directory / SINGLE, save(stored))
-    write_json_atomic(directory / CONFIG, to_dict(config))
+    write_json_atomic(directory / CONFIG, describe_release(config))
     write_json_atomic(directory / FROZEN, _fingerprint(towers))
     write_text_atomic(directory / CARD, card)
     write_text_atomic(directory / SUMS, format_sums((name, directory / name) for name in (CONFIG, FROZEN, SINGLE)))
+
+
+def describe_release(config: Config) -> dict[str, Any]:
+    """Returns what is kept of a config: what makes the run this one, and how it is asked. The rest may change with
+    frozen_jax without making a released model unreadable."""
+    evaluate = to_dict(config)["evaluate"]
+    return identify(config) | {"evaluate": {name: evaluate[name] for name in ASKED}}
 
 
 def round_half(leaf: np.ndarray) -> np.ndarray:

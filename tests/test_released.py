@@ -14,10 +14,11 @@ import frozen_jax
 from frozen_jax import released
 from frozen_jax.config import from_config_dict, identify
 from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
+from frozen_jax.demo.answers import Wording
 from frozen_jax.errors import UserError
 from frozen_jax.fetch.sets import is_member
 from frozen_jax.released import find_model, list_released, read_release, round_half
-from frozen_jax.restore import load_run, read_settings
+from frozen_jax.restore import load_run, read_run, read_settings
 from frozen_jax.state import flatten
 from frozen_jax.sums import SUMS, format_sums
 from frozen_jax.tools import caption, export
@@ -35,6 +36,7 @@ def describe(config):
     config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
     config.data.train = config.data.validation = "fake:8"
     config.data.image.size = 16
+    config.evaluate.max_new_tokens = 7
     config.train.batch_size = 8
     return config
 
@@ -76,6 +78,11 @@ def test_a_released_model_is_the_run_rounded_once(folder):
     assert not any(name.startswith("lm/") for name in tensors)
     assert (folder / "models" / "tiny" / "README.md").read_text() == "# A tiny one\n"
     assert (ours.images, ours.bos, ours.blind) == (run.images, run.bos, run.blind)
+    kept, resolved = read_release(folder / "models" / "tiny"), read_run(folder / "run")
+    assert identify(kept) == identify(resolved) and Wording.of(kept) == Wording.of(resolved)
+    assert kept.evaluate.max_new_tokens == 7
+    sections = json.loads((folder / "models" / "tiny" / "config.json").read_text())
+    assert not {"generator", "adaptation", "telemetry", "mesh"} & {*sections}  # it can be read when these have changed
     assert ours.generate([[PICTURE]], max_new_tokens=4) == ours.generate([[PICTURE]], max_new_tokens=4)
 
 
