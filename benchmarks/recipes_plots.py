@@ -209,7 +209,7 @@ def draw_seeds(directories: Sequence[Path], path: Path) -> None:
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="picture", required=True)
     for action in (sweep, pictures, seeds):
         command = commands.add_parser(action.__name__, help=action.__doc__, allow_abbrev=False)
         command.add_argument("--out", type=Path, required=True, help="folder of the workdirs, table and picture")

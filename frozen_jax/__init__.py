@@ -1,8 +1,9 @@
 """frozen_jax: images as prefixes of a frozen language model, in JAX and Flax.
 
-`load` opens a trained run, or an export of one, to generate and score text with (`api.Model`); `load_lm` loads a
-language model alone, from a Hugging Face directory, a hub or a GGUF file. `docs/api.md` shows both. Training and
-evaluation start at `python -m frozen_jax.main`; `docs/architecture.md` walks through the package.
+`load` opens a trained run, an export of one, or by its name the model that ships, to generate and score text with
+(`api.Model`); `load_lm` loads a language model alone, from a Hugging Face directory, a hub or a GGUF file.
+`docs/api.md` shows both. Training and evaluation start at `python -m frozen_jax.main`; `docs/architecture.md` walks
+through the package.
 
 Names are imported when they are first used: processes that only read data need no JAX.
 """

@@ -210,8 +210,8 @@ def open_demo(path: Path, *, gallery: Path | None = None) -> Demo:
     """Loads what `frozen_jax.load` does, and the pictures of a folder.
 
     Args:
-        path: a run's workdir or an exported directory. An export does not say how it was asked in training: it is asked
-            with the wording of `config.evaluate.vqa`.
+        path: a run's workdir, a released model or an exported directory. An export does not say how it was asked in
+            training: it is asked with the wording of `config.evaluate.vqa`.
         gallery: folder of pictures, those below it included; files that are no pictures are left out.
 
     Raises:

@@ -1,6 +1,7 @@
 """`python -m frozen_jax.tools.caption --workdir=DIR IMAGE…`: captions pictures; `--question "…"` answers about them.
 
-Reads a workdir that `frozen_jax.main` wrote: its resolved config and its best checkpoint.
+Reads a workdir that `frozen_jax.main` wrote, its resolved config and its best checkpoint, or a released model by name:
+`--workdir=frozen_jax/emoji_smollm2`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def caption(workdir: Path, images: list[Path], *, question: str | None) -> list[
     """Returns one caption, or one answer, for each picture.
 
     Args:
-        workdir: of a finished or interrupted run.
+        workdir: of a finished or interrupted run, or a released model.
         images: picture files.
         question: asked about each picture; None captions it.
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Captions pictures, or answers a question about each.",
         epilog="example: python -m frozen_jax.tools.caption --workdir=runs/quickstart PICTURE.png",
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="of a training run")
+    parser.add_argument("--workdir", type=Path, required=True, help="of a training run, or a released model")
     parser.add_argument("--question", help="answer this about each picture in place of a caption")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     given = parser.parse_args(arguments)

@@ -37,7 +37,7 @@ def serve(
     """Serves the page while the body runs; uploads go with it.
 
     Args:
-        path: a run's workdir or an exported directory.
+        path: whatever `frozen_jax.load` takes.
         gallery: folder of pictures to search.
         host: address to listen at; "0.0.0.0" is every network of this machine.
         port: to listen at.
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="example: python -m frozen_jax.tools.demo --workdir=runs/quickstart",
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="of a training run, or an exported directory")
+    parser.add_argument("--workdir", type=Path, required=True, help="of a training run, an export or a release")
     parser.add_argument("--gallery", type=Path, help="folder of pictures that can be searched")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others reach the page; this machine alone")
     parser.add_argument("--port", type=int, default=PORT, help=f"{PORT} by default")
