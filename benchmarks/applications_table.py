@@ -62,7 +62,7 @@ SETTINGS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "stamps": {
         "retrieval": [],
         "classes": ["classify.tag=0", f"classify.prompts=('[img] {KIND}',)"],
-        "tags": [f"tag.prompt=[img] {KIND}"],
+        "tags": [f"tag.prompt=[img] {KIND}", f"tag.list_prompt=[img] {KIND}"],
     },
     "emoji": {
         "retrieval": [],
@@ -181,6 +181,8 @@ def read_classes(report: Mapping[str, Any], _: Config) -> Iterator[Line]:
         further = f"ECE {seeing['ece']:.1f}"
         if "top_5" in seeing:
             further = f"top-5 {seeing['top_5']:.1f}, {further}"
+        if "less_prior_top_1" in seeing:
+            further += f"; less that after the mean picture {seeing['less_prior_top_1']:.1f}"
         title = f"{figures['classes']} classes"
         yield Line(title, by, "top-1", seeing["top_1"], shuffled, further, baseline, figures["chance"])
 
