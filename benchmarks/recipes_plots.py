@@ -32,7 +32,6 @@ SHORT = (
     "--config.optim.warmup_steps=20",
     "--config.train.patience=0",
     "--config.evaluate.blind_control=False",
-    "--config.evaluate.caption.source=easy_vqa:test",
 )
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -124,7 +123,7 @@ def draw_sweep(rates: Sequence[float], scales: Sequence[float], losses: np.ndarr
 
 def pictures(options: argparse.Namespace, words: Sequence[str]) -> None:
     """Trains on the first so many pictures, and at one number of them with each of `VARIANTS`."""
-    given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=caption")
+    given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=easy_vqa")
     base = read_config([*SHORT, *given, "--config.evaluate.examples=440", *words])
     cells: list[tuple[int | None, str]] = [(int(count), "") for count in options.counts.split(",")]
     cells += [(None, ""), *((options.varied, name) for name in VARIANTS)]
@@ -182,7 +181,7 @@ def seeds(options: argparse.Namespace, words: Sequence[str]) -> None:
     if options.runs:
         draw_seeds([Path(name) for name in options.runs.split(",")], options.out / "seeds.png")
         return
-    given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=caption")
+    given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=easy_vqa")
     base = read_config([*SHORT, *given, "--config.evaluate.examples=440", *words])
     directories = [options.out / f"seed_{seed}" for seed in range(options.seeds)]
     reports = [run_once(change(base, {"seed": seed}), path) for seed, path in enumerate(directories)]
