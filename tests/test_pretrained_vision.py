@@ -1,8 +1,10 @@
 """Encoders with published weights: loaded into a run, frozen or not, and what does not fit is refused."""
 
 import os
+import re
 import subprocess
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +141,21 @@ def test_no_tensor_reaches_out_of_its_numbers(tmp_path):
     (tmp_path / "a.pt").write_bytes(content.replace(b"K\x02K\x03K\x04\x87", b"K\x02K\x03K\x05\x87"))
     with pytest.raises(UserError, match=r"a tensor of shape \(2, 3, 5\) lies outside its 24 numbers"):
         read_torch_file(tmp_path / "a.pt")
+
+
+def test_a_compressed_or_locked_file_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(9)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    with pytest.raises(UserError, match="it is compressed"):
+        read_torch_file(tmp_path / "b.pt")
+    locked = bytearray((tmp_path / "a.pt").read_bytes())
+    for place in (found.start() for found in re.finditer(rb"PK\x01\x02", locked)):
+        locked[place + 8] |= 1  # every member is said to be encrypted
+    (tmp_path / "c.pt").write_bytes(locked)
+    with pytest.raises(UserError, match="cannot be read as plain tensors"):
+        read_torch_file(tmp_path / "c.pt")
 
 
 def test_pytorch_is_not_imported_to_read_its_files(tmp_path):

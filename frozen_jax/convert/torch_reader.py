@@ -93,7 +93,16 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         if strangers:
             raise UserError(f"{path}: {strangers[0]!r} is no tensor; save the state dict alone")
         return {str(name).removeprefix(_DISTRIBUTED): _take(tensor, storages) for name, tensor in content.items()}
-    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (
+        OSError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+    ) as error:
         reason = _explain(error)
     except (struct.error, zipfile.BadZipFile) as error:
         reason = _explain(error)
@@ -112,6 +121,8 @@ def _read(path: Path) -> tuple[Any, Mapping[_Storage, np.ndarray]]:
     named: dict[str, _Storage] = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type for member in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
             (program,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
             root = program.removesuffix("data.pkl")
             order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
