@@ -34,7 +34,7 @@ def start_main(*arguments):
         (["--config.train.steps=many"], "--config.train.steps=many"),
         (["--confg=x"], "'confg'. Did you mean: config"),
         (["--config=configs/nope.py"], "configs/nope.py"),
-        (["--config=configs/quickstart.py:mxed"], "no variant 'mxed'; use configs/quickstart.py:mixed"),
+        (["--config=configs/quickstart.py:mxed"], "no variant 'mxed'; use mixed or retrieval"),
         (["--mode=predict"], "--mode=predict"),
         (["--config.lm.mode=frosen"], "config.lm.mode is 'frosen'; it must be one of"),
         (["steps=3"], "unknown argument 'steps=3'"),

@@ -115,7 +115,7 @@ def test_episodes_and_classes_by_a_loaded_model(trained, tmp_path):
     classes = TASKS["classify"](change(config, task="classify", classify={"tag": 0}), models, tmp_path).figures[
         "classify"
     ]
-    assert classes["chance"] == 25.0 and set(classes["seeing"]) == {"top_1", "ece"}
+    assert classes["chance"] == 25.0 and set(classes["seeing"]) == {"top_1", "ece", "less_prior_top_1"}
 
 
 def test_retrieval_by_every_method_and_control(trained, tmp_path):

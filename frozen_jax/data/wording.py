@@ -1,4 +1,4 @@
-"""What text a training row holds: captions joined, or questions with their answers. Next in the data flow: `text.py`."""
+"""What text a training row holds: captions joined, or questions with answers. Next in the data flow: `text.py`."""
 
 from __future__ import annotations
 
