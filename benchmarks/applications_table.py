@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.common import run_once
 from benchmarks.results_table import KIND
 from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
 from frozen_jax.data.easy_vqa import disclose
 from frozen_jax.data.sources import open_source
 from frozen_jax.metrics.retrieval import hit_by_chance
-from frozen_jax.report import digest_measured
-from frozen_jax.run import run
 from frozen_jax.startup import keep_freed_memory
 from frozen_jax.tasks.retrieval import order_questions
 from frozen_jax.telemetry import format_table
@@ -110,17 +109,6 @@ class Line(NamedTuple):
     further: str = ""
     baseline: str = ""
     chance: float | None = None
-
-
-def measure(words: Sequence[str], workdir: Path, *, application: str, may_train: bool) -> dict[str, Any]:
-    """Returns the report of one run and application: the one that is there, if it is of the same settings."""
-    config = read_config(list(words))
-    path = workdir / f"{application}.json"
-    if path.exists():
-        report: dict[str, Any] = json.loads(path.read_text())
-        if report["config_digest"] == digest_measured(config):
-            return report
-    return run(config, workdir, mode="train" if may_train else "eval")
 
 
 def read_retrieval(report: Mapping[str, Any], config: Config) -> Iterator[Line]:
@@ -262,8 +250,9 @@ def main() -> None:
         for seed in seeds:
             asked = [*words, f"--config.seed={seed}"]
             workdir = Path(workdirs.format(seed=seed))
-            report = measure(asked, workdir, application=application, may_train=not given.workdirs)
-            lines.append(list(READERS[application](report, read_config(asked))))
+            config = read_config(asked)
+            report = run_once(config, workdir, mode="eval" if given.workdirs else "train")
+            lines.append(list(READERS[application](report, config)))
             reports.append(report)
         rows += summarise(lines)
         table = show(rows)

@@ -169,11 +169,11 @@ def format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def run_once(config: Config, workdir: Path) -> dict[str, Any]:
-    """Returns the report of one run, trained and measured where it is not there yet."""
+def run_once(config: Config, workdir: Path, *, mode: str = "train") -> dict[str, Any]:
+    """Returns the report of one run, trained (unless `mode` is "eval") and measured where it is not there yet."""
     path = workdir / f"{config.evaluate.report}.json"
     if path.exists():
         report = json.loads(path.read_text())
         if report["train"]["finished"] and report["config_digest"] == digest_measured(config):
             return dict(report)
-    return runs.run(config, workdir, mode="train")
+    return runs.run(config, workdir, mode=mode)
