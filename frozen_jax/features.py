@@ -60,12 +60,12 @@ def open_features(source: Source, config: Config, towers: Towers, *, name: str) 
         UserError: a picture cannot be used and `data.on_bad` is "raise"; or the disk is full or failing.
     """
     images = config.data.image
+    width = towers.model.vision.width  # type: ignore[union-attr]
     encode = make_encoder(towers, batch_size=min(config.evaluate.batch_size, len(source)))
     if config.blind:
         black = encode(np.zeros((1, images.size, images.size, 3), np.uint8))
-        return FeatureTable([black], np.zeros(len(source), np.int64), source=source, images=images)
+        return FeatureTable([black], np.zeros(len(source), np.int64), width=width, source=source, images=images)
     index = index_pictures(source)
-    width = towers.model.vision.width  # type: ignore[union-attr]
     key = {
         "format": FORMAT,
         "encoder": [config.vision.name, config.vision.options, str(towers.model.lm.dtype), towers.vision_fingerprint],
@@ -79,9 +79,8 @@ def open_features(source: Source, config: Config, towers: Towers, *, name: str) 
         if len(vector) != width:
             raise UserError(f"data: features of {len(vector)} numbers, the encoder's have {width}; make them with it")
     missing = files.missing()
-    plain = {number: [p for p in files.pictures(number) if p not in index.vectors] for number in missing}
     if is_first():
-        lacking = sum(map(len, plain.values()))
+        lacking = sum(len(files.pictures(number)) for number in missing)
         size = f"{files.count:,} pictures x {width} float32, {files.count * width * 4 / 1e6:,.1f} MB"
         print(f"features of {name}: {size} in {files.directory}; {lacking:,} to encode", flush=True)
     wait_for_all(f"features of {name} listed")
@@ -91,27 +90,25 @@ def open_features(source: Source, config: Config, towers: Towers, *, name: str) 
     def load() -> Iterator[tuple[int, list[int], np.ndarray, dict[int, Bad]]]:
         size = config.evaluate.batch_size
         for number in share:
-            for start in range(0, max(1, len(plain[number])), size):  # a file of vectors alone has one empty batch
-                part = plain[number][start : start + size]
+            whole = list(files.pictures(number))
+            for start in range(0, len(whole), size):
+                part = whole[start : start + size]
                 yield number, part, *pictures.load(index.samples[part])
 
-    total = sum(len(plain[number]) for number in share)
+    total = sum(len(files.pictures(number)) for number in share)
     with tqdm(total=total, unit="pictures", disable=None if is_first() else True) as bar:
         for number, batches in itertools.groupby(prefetch(load(), depth=2), key=itemgetter(0)):
             first = files.pictures(number).start
             block = np.zeros((len(files.pictures(number)), width), np.float32)
-            for place in files.pictures(number):
-                block[place - first] = index.vectors.get(place, 0.0)
             for _, part, pixels, bad in batches:
                 if bad and config.data.on_bad == "raise":
                     raise UserError(bad[min(bad)].message)
-                if part:
-                    block[np.array(part) - first] = encode(pixels)
-                    block[[part[row] - first for row in bad]] = np.nan
+                block[np.array(part) - first] = encode(pixels)
+                block[[part[row] - first for row in bad]] = np.nan
                 bar.update(len(part))
             files.write(number, block)
     wait_for_all(f"features of {name} made")
-    return FeatureTable(files.open(), index.places, source=source, images=images)
+    return FeatureTable(files.open(), index.places, width=width, source=source, images=images, vectors=index.vectors)
 
 
 def make_encoder(towers: Towers, *, batch_size: int) -> Encode:

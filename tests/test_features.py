@@ -135,8 +135,8 @@ def kept(config, towers, tmp_path, small_files):
     return config, towers, open_source(config.data.train), tmp_path / "kept"
 
 
-def test_features_of_classes_stand_beside_those_of_pictures(kept, tmp_path):
-    """Fifteen features that are no pictures, over files of which one holds nothing else, are taken as they are."""
+def test_features_of_classes_stand_beside_those_of_pictures(kept, tmp_path, capsys):
+    """Fifteen features that are no pictures are taken as they are, and with or without them pictures are encoded once."""
     config, towers, pictures, _ = kept
     width = towers.model.vision.width
     vectors = np.random.default_rng(0).random((15, width), np.float32)
@@ -145,8 +145,11 @@ def test_features_of_classes_stand_beside_those_of_pictures(kept, tmp_path):
     numbers = np.arange(len(source))
     features, bad = open_features(source, config, towers, name="train").load(numbers)
     assert list(bad) == [BAD] and (features[40:55] == vectors).all()
+    capsys.readouterr()
     alone, _ = open_features(pictures, config, towers, name="train").load(np.arange(40))
-    np.testing.assert_allclose(features[:40], alone, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(features[:40], alone, equal_nan=True) and "; 0 to encode" in capsys.readouterr().out
+    only = open_source(f"class_features:{tmp_path}/classes.safetensors")
+    assert (open_features(only, config, towers, name="train").load(np.arange(15))[0] == vectors).all()
     write_class_features(tmp_path / "classes.safetensors", vectors[:, 1:], [f"thing {number}" for number in range(15)])
     with pytest.raises(UserError, match=f"{width - 1} numbers"):
         open_features(open_source(f"class_features:{tmp_path}/classes.safetensors"), config, towers, name="train")

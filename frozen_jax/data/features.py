@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,8 @@ class PictureIndex(NamedTuple):
         samples: the first sample that shows each of them; their order is that of the features.
         places: of each sample, the number of its picture; -1 where there is none to be found.
         digest: SHA-256 that says whether two sources show the same pictures in the same order.
-        vectors: by their numbers, the "pictures" that are features already (`class_features.py`).
+        vectors: by sample, the "pictures" that are features already (`class_features.py`); they are no part of the
+            above, so that pictures encoded without them need not be encoded again beside them.
     """
 
     samples: Int64[np.ndarray, " pictures"]
@@ -59,12 +61,12 @@ def index_pictures(source: Source) -> PictureIndex:
     source holds or makes are digested, which for such a source is a pass over all of it.
     """
 
-    def identify(sample: int) -> tuple[bytes | None, Float32[np.ndarray, " E"] | None]:
+    def identify(sample: int) -> bytes | Float32[np.ndarray, " E"] | None:
         try:
             image = source.record(sample).image
-            return _identify(image), image if is_feature(image) else None
+            return image if is_feature(image) else _identify(image)
         except (RecordError, OSError):
-            return None, None
+            return None
 
     places = np.full(len(source), -1, np.int64)
     known: dict[bytes, int] = {}
@@ -73,14 +75,13 @@ def index_pictures(source: Source) -> PictureIndex:
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1), "index") as threads:
         for start in range(0, len(source), _AT_ONCE):
             part = range(start, min(start + _AT_ONCE, len(source)))
-            for sample, (identity, vector) in zip(part, threads.map(identify, part), strict=True):
-                if identity is None:
-                    continue
-                places[sample] = known.setdefault(identity, len(samples))
-                if places[sample] == len(samples):
-                    samples.append(sample)
-                    if vector is not None:
-                        vectors[len(samples) - 1] = vector
+            for sample, identity in zip(part, threads.map(identify, part), strict=True):
+                if isinstance(identity, np.ndarray):
+                    vectors[sample] = identity
+                elif identity is not None:
+                    places[sample] = known.setdefault(identity, len(samples))
+                    if places[sample] == len(samples):
+                        samples.append(sample)
     digest = hashlib.sha256(b"".join(known)).hexdigest()
     return PictureIndex(np.array(samples, np.int64), places, digest, vectors)
 
@@ -197,20 +198,24 @@ class FeatureTable:
         blocks: Sequence[Float32[np.ndarray, "pictures E"]],
         places: Int64[np.ndarray, " samples"],
         *,
+        width: int,
         source: Source,
         images: ImageOptions,
+        vectors: Mapping[int, Float32[np.ndarray, " E"]] = MappingProxyType({}),
     ):
         """Takes what `FeatureFiles.open` returns.
 
         Args:
             blocks: of `PICTURES_PER_FILE` features each, but the last; NaN where the picture could not be used.
             places: from `index_pictures`.
+            width: E.
             source: is asked again for a picture that could not be used, to say why.
             images: how its pictures are prepared.
+            vectors: from `index_pictures`.
         """
-        self._blocks, self._places, self._source = blocks, places, source
+        self._blocks, self._places, self._vectors, self._source = blocks, places, vectors, source
         self._pictures = ImageLoader(source, images, cache_bytes=0)
-        self._width = blocks[0].shape[1] if blocks else 0
+        self._width = width
 
     def load(self, samples: Int64[np.ndarray, " B"]) -> tuple[Float32[np.ndarray, "B E"], dict[int, Bad]]:
         """Returns (features, what went wrong by row) of samples by number; rows that went wrong are zeros."""
@@ -218,7 +223,7 @@ class FeatureTable:
         bad: dict[int, Bad] = {}
         for row, sample in enumerate(samples.tolist()):
             block, place = divmod(int(self._places[sample]), PICTURES_PER_FILE)
-            feature = self._blocks[block][place] if block >= 0 else None
+            feature = self._blocks[block][place] if block >= 0 else self._vectors.get(sample)
             if feature is None or np.isnan(feature[0]):
                 bad[row] = self._explain(sample)
             else:
