@@ -136,7 +136,7 @@ def kept(config, towers, tmp_path, small_files):
 
 
 def test_features_of_classes_stand_beside_those_of_pictures(kept, tmp_path, capsys):
-    """Fifteen features that are no pictures are taken as they are, and with or without them pictures are encoded once."""
+    """Fifteen features that are no pictures are taken as they are; with or without them, pictures are encoded once."""
     config, towers, pictures, _ = kept
     width = towers.model.vision.width
     vectors = np.random.default_rng(0).random((15, width), np.float32)
