@@ -193,13 +193,15 @@ def draw(panels: Sequence[tuple[str, Mapping[str, str], str]], lines: Sequence[M
         axis.set(title=title, xlabel="parameters of the language model", xscale="log", ylim=(0, 102))
         axis.set_xticks(sizes, [f"{line['size']}\n{line['parameters']:,}" for line in lines], fontsize=8)
         axis.minorticks_off()
-        axis.legend(fontsize="small", loc="lower right")
+        axis.legend(fontsize="small")
     axes[0].set_ylabel("percent right")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
 PARTS = {"vqa": measure_vqa, "binding": measure_binding}
+
+ITEMS = {"vqa": "test questions of easy-VQA", "binding": "episodes of each number of ways"}
 
 SEEN, SHUFFLED = ([f"{name} {count}" for count in SHOTS] for name in ("shots", "shuffled"))
 
@@ -233,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="part", required=True)
     for name, sizes, text_steps, vision_steps, examples in (
-        ("vqa", "16x2,32x2,64x4,128x4", 800, 300, 2000),
+        ("vqa", "16x2,32x2,64x4,128x4", 800, 300, 1000),
         ("binding", "16x2,32x2,48x2", 1400, 400, 400),
     ):
         command = commands.add_parser(name, help=PARTS[name].__doc__, allow_abbrev=False)
@@ -241,7 +243,7 @@ def main() -> None:
         command.add_argument("--sizes", type=read_sizes, default=sizes, help=f"units x layers, {HEADS} heads: {sizes}")
         command.add_argument("--text_steps", type=int, default=text_steps, help="of the text stage")
         command.add_argument("--vision_steps", type=int, default=vision_steps, help="of the vision stage")
-        command.add_argument("--examples", type=int, default=examples, help="test questions, or episodes of each kind")
+        command.add_argument("--examples", type=int, default=examples, help=ITEMS[name])
     options = parser.parse_args()
     keep_freed_memory()
     lines: list[dict[str, Any]] = []
@@ -249,7 +251,7 @@ def main() -> None:
         lines.append(PARTS[options.part](options, size))
         header = COLUMNS[options.part]
         table = format_table(header, [[str(line[name]) for name in header] for line in lines])
-        about = f"{lines[0]['n']} test questions, or episodes of each kind; percent right, losses in nats per token."
+        about = f"{lines[0]['n']} {ITEMS[options.part]}; percent right, losses in nats per token."
         (options.out / f"{options.part}.md").write_text(f"{about}\n\n{table}\n")
         (options.out / f"{options.part}.json").write_text(json.dumps(lines, indent=2) + "\n")
         draw(PANELS[options.part], lines, options.out / f"{options.part}.png")
