@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import applications_table, common, recipes_plots, results_table, scaling, torch_peer
+from benchmarks import (
+    applications_table,
+    common,
+    nf_resnet_stability,
+    recipes_plots,
+    results_table,
+    scaling,
+    torch_peer,
+)
 from benchmarks.train_step import count_operations
 from frozen_jax.build import resolve_path
 from frozen_jax.config import from_config_dict, to_dict
@@ -192,3 +200,9 @@ def test_sizes_are_drawn(part, tmp_path):
     lines = [{**line, "size": size, "parameters": count} for size, count in (("64x4", 240_000), ("16x2", 16_000))]
     scaling.draw(scaling.PANELS[part], lines, tmp_path / "sizes.png")
     assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_went_wrong_can_be_drawn(tmp_path):
+    curves = {"float32": ([2.0, 1.0, 0.5], [80.0, 8.0, 0.8]), "bfloat16": ([2.0, float("nan")], [80.0, float("inf")])}
+    nf_resnet_stability.draw(curves, tmp_path / "loss.png", rate=3e-4)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
