@@ -1,5 +1,5 @@
-"""What the benchmarks share: runs made once, flags, towers with random weights of published shapes, interleaved
-timing, reports.
+"""What the benchmarks share: changed configs, runs made once, flags, towers with random weights of published shapes,
+interleaved timing, reports.
 
 Times are CPU-seconds of the whole process, all threads together, where there is no accelerator: other processes on the
 machine then disturb them little. With an accelerator they are seconds.
@@ -25,7 +25,7 @@ import numpy as np
 
 from frozen_jax import run as runs
 from frozen_jax.batch import SLOT, Batch
-from frozen_jax.config import Config
+from frozen_jax.config import Config, from_config_dict, to_dict
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
@@ -167,6 +167,16 @@ def format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {format_value(inner)}" for name, inner in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def change(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Returns a config with some settings replaced, `{"optim": {"learning_rate": 1e-3}}`."""
+
+    def merge(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+        merged = {key: merge(old[key], value) for key, value in new.items() if isinstance(value, Mapping)}
+        return {**old, **new, **merged}
+
+    return from_config_dict(merge(to_dict(config), changes))
 
 
 def run_once(config: Config, workdir: Path, *, mode: str = "train") -> dict[str, Any]:

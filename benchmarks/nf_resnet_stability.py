@@ -1,17 +1,19 @@
-"""Does NF-ResNet-50 train without a NaN at the paper's rate? `python benchmarks/nf_resnet_stability.py`.
+"""Does NF-ResNet-50 train without a NaN at the paper's rate? `python benchmarks/nf_resnet_stability.py --plot=FILE`.
 
 Trains the encoder and a linear prefix through a frozen language model, as the main job does, at a constant rate of 3e-4
 with Adam(0.9, 0.95) and without clipping, once computing in float32 and once in bfloat16, and prints for each: the mean
 loss of every tenth of the run, the number of losses and of parameters that are not finite, and the largest gradient
 norm. Pictures are drawn here (one coloured shape somewhere, with noise); the caption is colour, shape, side of the
 picture. The language model is a small random GPT-2 with large weights. Chance is ln 6 + ln 3 + ln 2 over 4 tokens, the
-last being the end of the caption: 0.90 nats a token.
+last being the end of the caption: 0.90 nats a token. `--plot` draws loss and gradient norm by step.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ SHAPES = ("square", "disc", "triangle")
 END, FIRST_SHAPE, FIRST_SIDE = 1, 8, 11
 VOCABULARY = 16
 SLOTS = 2
+CHANCE = (np.log(6) + np.log(3) + np.log(2)) / 4
 
 
 def draw_batch(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +58,8 @@ def draw_batch(rng: np.random.Generator, count: int, side: int) -> tuple[np.ndar
     return np.clip(pictures, 0, 255).astype(np.uint8), captions.astype(np.int32)
 
 
-def train(options: argparse.Namespace, dtype: Any) -> None:
-    """Trains once and prints the figures."""
+def train(options: argparse.Namespace, dtype: Any) -> tuple[list[float], list[float]]:
+    """Trains once, prints the figures and returns loss and gradient norm of each step."""
     config = GPT2Config(
         vocab_size=VOCABULARY, max_positions=8, width=64, layers=2, heads=4, mlp_width=128, init_std=0.25
     )
@@ -121,6 +124,33 @@ def train(options: argparse.Namespace, dtype: Any) -> None:
         f"{np.max(norms):.2f}; {seconds / options.steps:.2f} CPU-s a step",
         flush=True,
     )
+    return losses, norms
+
+
+def draw(curves: Mapping[str, tuple[list[float], list[float]]], path: Path, *, rate: float) -> None:
+    """Draws loss and gradient norm by step.
+
+    Args:
+        curves: of both, by dtype.
+        path: a PNG file.
+        rate: of Adam, for the title.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (loss_axis, norm_axis) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for name, (losses, norms) in curves.items():
+        steps = range(1, len(losses) + 1)
+        loss_axis.plot(steps, losses, linewidth=0.8, label=name)
+        norm_axis.plot(steps, norms, linewidth=0.8, label=name)
+    loss_axis.axhline(CHANCE, color="gray", linestyle=":", label="chance")
+    loss_axis.set(xlabel="step", ylabel="loss, nats a token", title=f"NF-ResNet-50, Adam at {rate:g}", ylim=0)
+    norm_axis.set(xlabel="step", ylabel="gradient norm, not clipped", title="gradient norm", yscale="log")
+    loss_axis.legend(fontsize="small")
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -131,9 +161,13 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels")
     parser.add_argument("--rate", type=float, default=3e-4, help="of Adam")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw loss and gradient norm of each step there")
     options = parser.parse_args()
-    for name in options.dtypes:
-        train(options, jnp.dtype(name))
+    if options.plot is not None:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
+    curves = {name: train(options, jnp.dtype(name)) for name in options.dtypes}
+    if options.plot is not None:
+        draw(curves, options.plot, rate=options.rate)
 
 
 if __name__ == "__main__":

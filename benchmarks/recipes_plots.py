@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import run_once
-from frozen_jax.config import Config, from_config_dict, to_dict
+from benchmarks.common import change, run_once
 from frozen_jax.config_file import read_config
 from frozen_jax.errors import UserError
 from frozen_jax.startup import keep_freed_memory
@@ -40,16 +39,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shift, zoom, light": {"data": {"augment": {"shift": 0.1, "zoom": 0.8, "brightness": 0.2}}},
 }
 """What is changed, one at a time, against the quickstart, which mirrors pictures and drops nothing."""
-
-
-def change(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Returns a config with some settings replaced, `{"optim": {"learning_rate": 1e-3}}`."""
-
-    def merge(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-        merged = {key: merge(old[key], value) for key, value in new.items() if isinstance(value, Mapping)}
-        return {**old, **new, **merged}
-
-    return from_config_dict(merge(to_dict(config), changes))
 
 
 def read_losses(directory: Path, kind: str) -> dict[int, float]:

@@ -9,16 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import applications_table, common, recipes_plots, results_table, torch_peer
+from benchmarks import (
+    applications_table,
+    common,
+    nf_resnet_stability,
+    recipes_plots,
+    results_table,
+    scaling,
+    torch_peer,
+)
 from benchmarks.train_step import count_operations
-from frozen_jax.config import from_config_dict
-from frozen_jax.data.easy_vqa import EasyQuestion, infer_scene
+from frozen_jax.build import resolve_path
+from frozen_jax.config import from_config_dict, to_dict
+from frozen_jax.data.easy_vqa import EasyQuestion, EasyVQA, infer_scene
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
+from frozen_jax.language_model import load_lm
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.vision import build_vision
+from frozen_jax.prompt import Image, fill
 from frozen_jax.steps import loss_fn
 from frozen_jax.tasks.retrieval import order_questions
 
@@ -149,6 +160,49 @@ def test_curves_of_seeds_meet_at_the_steps_that_all_have(tmp_path):
 
 def test_a_change_leaves_its_neighbours_alone():
     given = {"lm": {"path": "x"}, "vision": {"name": "y"}, "data": {"train": "fake:8", "augment": {"flip": True}}}
-    changed = recipes_plots.change(from_config_dict(given), {"data": {"augment": {"shift": 0.1}}, "seed": 3})
+    changed = common.change(from_config_dict(given), {"data": {"augment": {"shift": 0.1}}, "seed": 3})
     assert changed.data.train == "fake:8" and changed.seed == 3
     assert (changed.data.augment.flip, changed.data.augment.shift) == (True, 0.1)
+
+
+@pytest.mark.parametrize("plan", [scaling.plan_vqa, scaling.plan_binding])
+def test_sizes_differ_in_nothing_but_the_language_model(plan, tmp_path):
+    options = argparse.Namespace(out=tmp_path, text_steps=7, vision_steps=5, examples=2)
+    small, large = (plan(options, size) for size in scaling.read_sizes("16x2,64x4"))
+    for stage, steps in (("text", 7), ("vision", 5)):
+        first, second = to_dict(small[stage]), to_dict(large[stage])
+        assert first.pop("lm") != second.pop("lm") and first == second
+        assert first["train"]["steps"] == steps and first["train"]["patience"] == 0
+    assert small["vision"].lm.path == f"{tmp_path}/16x2/text/lm"
+
+
+def test_prompts_of_all_shots_stand_where_training_had_pairs(tmp_path):
+    """And are worded as there: a shot's answer ends with the token that ends a pair."""
+    options = argparse.Namespace(out=tmp_path, text_steps=1, vision_steps=1, examples=2)
+    text = scaling.plan_vqa(options, scaling.Size(16, 2))["text"]
+    tokenizer = load_lm(resolve_path("package:scene_gpt2")).tokenizer
+    questions = {q.question: q.answer for q in EasyVQA("test").questions}
+    asked = [fill(scaling.ASKED["shot_format"], Image(0), question=q, answer=a) for q, a in questions.items()]
+    assert tokenizer.encode(asked[0][-1])[-1] == tokenizer.eos_id
+    longest = max(len(tokenizer.encode(words)) for _, words in asked) + 2
+    assert (max(scaling.SHOTS) + 1) * longest + 1 <= 2 * text.data.max_tokens
+
+
+def test_a_size_that_the_heads_do_not_divide_is_none():
+    assert [str(size) for size in scaling.read_sizes("16x2,64x4")] == ["16x2", "64x4"]
+    with pytest.raises(ValueError, match="18x2"):
+        scaling.read_sizes("18x2")
+
+
+@pytest.mark.parametrize("part", ["vqa", "binding"])
+def test_sizes_are_drawn(part, tmp_path):
+    line = dict.fromkeys(scaling.COLUMNS[part], 50.0)
+    lines = [{**line, "size": size, "parameters": count} for size, count in (("64x4", 240_000), ("16x2", 16_000))]
+    scaling.draw(scaling.PANELS[part], lines, tmp_path / "sizes.png")
+    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_went_wrong_can_be_drawn(tmp_path):
+    curves = {"float32": ([2.0, 1.0, 0.5], [80.0, 8.0, 0.8]), "bfloat16": ([2.0, float("nan")], [80.0, float("inf")])}
+    nf_resnet_stability.draw(curves, tmp_path / "loss.png", rate=3e-4)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
