@@ -1,4 +1,5 @@
-"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, a gallery ranked for a text.
+"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, a gallery ranked for a text;
+or, of a fusion, the class of a picture and a text.
 
 Plain functions of `api.Model`, without a browser; next: `layout.py`, which shows them.
 """
@@ -20,6 +21,8 @@ from frozen_jax.data.images import ImageError, load_image
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import CaptionSettings, EvaluateSettings, VQASettings
 from frozen_jax.export.layout import is_export
+from frozen_jax.fusing import fuse
+from frozen_jax.fusion_settings import FusionSettings
 from frozen_jax.meter import Meter
 from frozen_jax.prompt import IMAGE_MARK, Image
 from frozen_jax.restore import load, read_settings
@@ -39,18 +42,21 @@ class Wording:
         question: what follows the picture, with `{question}`.
         caption_stop, answer_stop: a text ends before the first of these.
         max_new_tokens: of a text.
+        item: what a fusion reads beside the picture, as `config.fusion.item` calls it.
     """
 
     question: str = VQASettings().query_format.removeprefix(IMAGE_MARK)
     caption_stop: tuple[str, ...] = CaptionSettings().stop
     answer_stop: tuple[str, ...] = VQASettings().stop
     max_new_tokens: int = EvaluateSettings().max_new_tokens
+    item: str = FusionSettings().item
 
     @classmethod
     def of(cls, config: Config) -> Wording:
         """Returns that of a run."""
         asked = config.evaluate
-        return cls(config.data.question_format, asked.caption.stop, asked.vqa.stop, asked.max_new_tokens)
+        stops = (asked.caption.stop, asked.vqa.stop)
+        return cls(config.data.question_format, *stops, asked.max_new_tokens, config.fusion.item)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,15 @@ class Answer:
     compile_s: float
     prompt: str
     alternatives: tuple[tuple[str, float, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Classes with their probabilities, the most probable first, and what it took."""
+
+    probabilities: tuple[tuple[str, float], ...]
+    seconds: float
+    compile_s: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +183,37 @@ class Demo:
             alternatives=tuple(ranked),
         )
 
+    @property
+    def fusion(self) -> str:
+        """How picture and text are joined to name a class, as `config.fusion.kind`; "" in a model of words."""
+        fusion = self.model.network.fusion
+        return "" if fusion is None else fusion.kind
+
+    def classify(self, picture: Picture | None, text: str = "") -> Classes:
+        """Returns the probability of every class of a fusion for a picture and a text.
+
+        Args:
+            picture: asked for by every kind, also by that which reads the text alone.
+            text: as in training; the kind "image" reads none.
+
+        Raises:
+            UserError: no picture or text, one that cannot be used, or the model is no fusion.
+        """
+        item = (_given(picture), "" if self.fusion == "image" else _words(text, f"The {self.wording.item}"))
+        with self._lock, (meter := Meter()).time():
+            made = fuse(self.model, [item]).probabilities[0].tolist()
+        fusion = self.model.network.fusion
+        ranked = sorted(zip(fusion.classes if fusion else (), made, strict=True), key=lambda row: -row[1])
+        return Classes(tuple(ranked), meter.seconds, meter.compile_s)
+
+    def warm_up(self, picture: Picture) -> None:
+        """Asks what is asked first, so that nobody waits for its compilation."""
+        if self.fusion:
+            self.classify(picture, "what is this?")
+        else:
+            self.ask(picture, "what is this?")
+            self.caption(picture)
+
     def retrieve(self, text: str) -> Ranking:
         """Ranks the gallery for a text.
 
@@ -193,8 +239,11 @@ class Demo:
         network, lm = self.model.network, self.model.network.lm.config
         count = sum(leaf.size for leaf in jax.tree.leaves(self.model.params["lm"]))
         blind = " · blind: every picture is black to this model" if self.model.blind else ""
+        joined = f"{network.prefix_length} prefix vectors for each picture"
+        if network.fusion is not None:
+            joined = f"fusion {self.fusion}, {len(network.fusion.classes)} classes"
         return (
-            f"{type(network.vision).__name__} encoder · {network.prefix_length} prefix vectors for each picture · "
+            f"{type(network.vision).__name__} encoder · {joined} · "
             f"language model {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(count)} parameters · "
             f"on {self.device}{blind}"
         )
@@ -210,17 +259,20 @@ def open_demo(path: Path, *, gallery: Path | None = None) -> Demo:
     """Loads what `frozen_jax.load` does, and the pictures of a folder.
 
     Args:
-        path: a run's workdir, a released model or an exported directory. An export does not say how it was asked in
-            training: it is asked with the wording of `config.evaluate.vqa`.
+        path: a run's workdir, also that of a fusion, a released model or an exported directory. An export does not say
+            how it was asked in training: it is asked with the wording of `config.evaluate.vqa`.
         gallery: folder of pictures, those below it included; files that are no pictures are left out.
 
     Raises:
-        UserError: as `frozen_jax.load`; a model of text alone; no folder, or no picture in it.
+        UserError: as `frozen_jax.load`; a model that looks at no pictures; no folder, no picture in it, or one for a
+            fusion, which ranks none.
     """
     wording = Wording() if is_export(path) else Wording.of(read_settings(path))
     model = load(path)
-    if model.network.prefix is None:
-        raise UserError(f"{path} was trained on text alone; the demo needs a model that looks at pictures")
+    if model.network.vision is None:
+        raise UserError(f"{path} looks at no pictures (vision.name is ''); the demo needs a model that does")
+    if model.network.fusion is not None and gallery is not None:
+        raise UserError(f"--gallery={gallery}: {path} names classes and ranks no pictures; leave the gallery out")
     found = [] if gallery is None else find_pictures(gallery, model)
     return Demo(model, name=path.resolve().name, wording=wording, gallery=found)
 

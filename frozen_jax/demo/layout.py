@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from frozen_jax.data.images import FORMATS, ImageError, ImageOptions
-from frozen_jax.demo.answers import ALTERNATIVES, LONGEST, Answer, Demo, Ranking
+from frozen_jax.demo.answers import ALTERNATIVES, LONGEST, Answer, Classes, Demo, Ranking
 from frozen_jax.demo.examples import Example
 from frozen_jax.errors import UserError
 from frozen_jax.page import draw_picture, escape
@@ -21,7 +21,12 @@ STYLE = Path(__file__).parent.parent / "assets" / "demo.css"
 DROP = "Drop a picture, or click"
 SHOTS = 4
 SHOWN = 12
-"""Pictures of a ranking."""
+"""Pictures of a ranking, and classes."""
+_READS = {
+    "image": "This model names the class of a picture.",
+    "text": "This model names a class by the text alone: another picture changes nothing.",
+}
+"""What a kind of fusion reads that does not read both sides."""
 _REASONS = {
     "missing": "The picture is no longer here. Please upload it again.",
     "empty": "This file is empty. Please choose another one.",
@@ -78,56 +83,10 @@ def build_page(gr: Any, demo: Demo, examples: Sequence[Example], *, stored_s: in
 
     with gr.Blocks(title=f"{demo.name} · frozen_jax", analytics_enabled=False, delete_cache=(60, stored_s)) as page:
         gr.HTML(_header(demo), padding=False)
-        with gr.Tab("Caption", id="caption"), gr.Row(elem_classes="pair"):
-            with gr.Column(min_width=280):
-                shown = picture(elem_id="caption-picture")
-                offer(shown)
-            with gr.Column(min_width=280):
-                caption = gr.HTML(_hint("The caption appears here."), elem_id="caption-answer", padding=False)
-            on(
-                shown.change,
-                _safely(lambda given: _draw_answer(demo.caption(given), demo), idle=True),
-                [shown],
-                caption,
-            )
-        with gr.Tab("Ask", id="ask"), gr.Row(elem_classes="pair"):
-            with gr.Column(min_width=280):
-                asked = picture(elem_id="ask-picture")
-                offer(asked)
-            with gr.Column(min_width=280):
-                question = gr.Textbox(
-                    label="Question", placeholder="what color is the shape?", max_length=LONGEST, elem_id="ask-question"
-                )
-                ask = gr.Button("Ask", variant="primary", elem_id="ask-button")
-                answer = gr.HTML(_hint("The answer appears here."), elem_id="ask-answer", padding=False)
-            on(
-                [ask.click, question.submit],
-                _safely(lambda given, text: _draw_answer(demo.ask(given, text), demo)),
-                [asked, question],
-                answer,
-            )
-        with gr.Tab("Few-shot", id="few-shot"):
-            _add_few_shot(gr, demo, examples, picture, on)
-        if demo.gallery:
-            with gr.Tab("Gallery", id="gallery"):
-                gr.Markdown(f"{len(demo.gallery)} pictures, ranked by how probable each makes your words.")
-                with gr.Row(elem_classes="line"):
-                    text = gr.Textbox(
-                        show_label=False,
-                        container=False,
-                        placeholder="a red circle",
-                        max_length=LONGEST,
-                        elem_id="gallery-text",
-                        scale=5,
-                    )
-                    find = gr.Button("Search", variant="primary", elem_id="gallery-button", scale=1, min_width=120)
-                found = gr.HTML(_hint("The pictures appear here."), elem_id="gallery-answer", padding=False)
-                on(
-                    [find.click, text.submit],
-                    _safely(lambda wanted: _draw_ranking(demo.retrieve(wanted), demo)),
-                    [text],
-                    found,
-                )
+        if demo.fusion:
+            _add_classes(gr, demo, picture, offer, on)
+        else:
+            _add_words(gr, demo, examples, picture, offer, on)
     return page
 
 
@@ -141,6 +100,94 @@ def make_theme(gr: Any) -> Any:
         font_mono=[font(name) for name in ("ui-monospace", "Menlo", "monospace")],
     )
     return theme.set(body_text_color_subdued="#57534e", body_text_color_subdued_dark="#a8a29e")
+
+
+def _add_words(
+    gr: Any,
+    demo: Demo,
+    examples: Sequence[Example],
+    picture: Callable[..., Any],
+    offer: Callable[[Any], None],
+    on: Callable[..., None],
+) -> None:
+    with gr.Tab("Caption", id="caption"), gr.Row(elem_classes="pair"):
+        with gr.Column(min_width=280):
+            shown = picture(elem_id="caption-picture")
+            offer(shown)
+        with gr.Column(min_width=280):
+            caption = gr.HTML(_hint("The caption appears here."), elem_id="caption-answer", padding=False)
+        on(
+            shown.change,
+            _safely(lambda given: _draw_answer(demo.caption(given), demo), idle=True),
+            [shown],
+            caption,
+        )
+    with gr.Tab("Ask", id="ask"), gr.Row(elem_classes="pair"):
+        with gr.Column(min_width=280):
+            asked = picture(elem_id="ask-picture")
+            offer(asked)
+        with gr.Column(min_width=280):
+            question = gr.Textbox(
+                label="Question", placeholder="what color is the shape?", max_length=LONGEST, elem_id="ask-question"
+            )
+            ask = gr.Button("Ask", variant="primary", elem_id="ask-button")
+            answer = gr.HTML(_hint("The answer appears here."), elem_id="ask-answer", padding=False)
+        on(
+            [ask.click, question.submit],
+            _safely(lambda given, text: _draw_answer(demo.ask(given, text), demo)),
+            [asked, question],
+            answer,
+        )
+    with gr.Tab("Few-shot", id="few-shot"):
+        _add_few_shot(gr, demo, examples, picture, on)
+    if demo.gallery:
+        with gr.Tab("Gallery", id="gallery"):
+            gr.Markdown(f"{len(demo.gallery)} pictures, ranked by how probable each makes your words.")
+            with gr.Row(elem_classes="line"):
+                text = gr.Textbox(
+                    show_label=False,
+                    container=False,
+                    placeholder="a red circle",
+                    max_length=LONGEST,
+                    elem_id="gallery-text",
+                    scale=5,
+                )
+                find = gr.Button("Search", variant="primary", elem_id="gallery-button", scale=1, min_width=120)
+            found = gr.HTML(_hint("The pictures appear here."), elem_id="gallery-answer", padding=False)
+            on(
+                [find.click, text.submit],
+                _safely(lambda wanted: _draw_ranking(demo.retrieve(wanted), demo)),
+                [text],
+                found,
+            )
+
+
+def _add_classes(
+    gr: Any, demo: Demo, picture: Callable[..., Any], offer: Callable[[Any], None], on: Callable[..., None]
+) -> None:
+    both = f"This model names a class by a picture and a {demo.wording.item} together (fusion.kind={demo.fusion})."
+    with gr.Tab("Classify", id="classify"):
+        gr.Markdown(_READS.get(demo.fusion, both))
+        with gr.Row(elem_classes="pair"):
+            with gr.Column(min_width=280):
+                shown = picture(elem_id="classify-picture")
+                offer(shown)
+            with gr.Column(min_width=280):
+                words = gr.Textbox(
+                    label=demo.wording.item.capitalize(),
+                    placeholder="what color is the shape?" if demo.wording.item == "question" else "a red circle",
+                    max_length=LONGEST,
+                    elem_id="classify-text",
+                    visible=demo.fusion != "image",
+                )
+                go = gr.Button("Classify", variant="primary", elem_id="classify-button")
+                answer = gr.HTML(_hint("The classes appear here."), elem_id="classify-answer", padding=False)
+            on(
+                [go.click, words.submit],
+                _safely(lambda given, text: _draw_classes(demo.classify(given, text), demo)),
+                [shown, words],
+                answer,
+            )
 
 
 def _add_few_shot(
@@ -241,28 +288,41 @@ def _note(words: str) -> str:
     return f'<div class="card note" role="alert">{escape(words)}</div>'
 
 
-def _took(made: Answer | Ranking, demo: Demo) -> str:
+def _took(made: Answer | Classes | Ranking, demo: Demo) -> str:
     compiled = f", of these {made.compile_s:.2f} s compiling for this length" if made.compile_s > 0.05 else ""
     return f'<p class="took">{made.seconds:.2f} s on {escape(demo.device)}{compiled}</p>'
 
 
 def _draw_answer(made: Answer, demo: Demo, *, verbatim: bool = False) -> str:
     text = f"<bdi>{escape(made.text)}</bdi>" if made.text else '<span class="faint">(nothing)</span>'
-    bars = "".join(
-        f'<li><span class="name"><bdi>{escape(name)}</bdi></span>'
-        f'<span class="track"><i style="width: {100 * share:.1f}%"></i></span>'
-        f'<span class="value">{100 * share:.1f} %</span></li>'
-        for name, _, share in made.alternatives
-    )
-    if bars:
+    bars = ""
+    if made.alternatives:
         held = sum(probability for _, probability, _ in made.alternatives)
-        bars = (
-            f'<ul class="bars">{bars}</ul><p class="took">Shares among these; together the model gives them '
+        bars = _draw_bars((name, share) for name, _, share in made.alternatives) + (
+            '<p class="took">Shares among these; together the model gives them '
             f"{100 * min(held, 1):.2g} % of all that could follow.</p>"
         )
     read = f"<details><summary>What the model read</summary><pre>{escape(made.prompt)}</pre></details>"
     shown = f'<p class="text">{text}</p>{bars}{_took(made, demo)}{read if verbatim else ""}'
     return f'<div class="card" role="status">{shown}</div>'
+
+
+def _draw_classes(made: Classes, demo: Demo) -> str:
+    best = made.probabilities[:SHOWN]
+    left = len(made.probabilities) - len(best)
+    more = f'<p class="took">The {len(best)} most probable of {left + len(best)} classes.</p>' if left else ""
+    shown = f'<p class="text"><bdi>{escape(best[0][0])}</bdi></p>{_draw_bars(best)}{more}{_took(made, demo)}'
+    return f'<div class="card" role="status">{shown}</div>'
+
+
+def _draw_bars(shares: Iterable[tuple[str, float]]) -> str:
+    bars = "".join(
+        f'<li><span class="name"><bdi>{escape(name)}</bdi></span>'
+        f'<span class="track"><i style="width: {100 * share:.1f}%"></i></span>'
+        f'<span class="value">{100 * share:.1f} %</span></li>'
+        for name, share in shares
+    )
+    return f'<ul class="bars">{bars}</ul>'
 
 
 def _draw_ranking(made: Ranking, demo: Demo) -> str:

@@ -1,5 +1,7 @@
 """What the page answers, without a page: against the model's own calls, and each refusal."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from frozen_jax.demo.answers import Demo, Wording, find_pictures, list_alternati
 from frozen_jax.demo.examples import COUNT, write_examples
 from frozen_jax.errors import UserError
 from frozen_jax.export.write import write_pytorch
+from frozen_jax.fusing import fuse
 from frozen_jax.restore import read_run
 
 
@@ -55,6 +58,32 @@ def test_a_ranking_is_by_what_a_picture_adds(demo, files):
     each = [demo.model.score([[file]], [" a red patch"], normalise=True)[0, 0] - mean for file in files]
     np.testing.assert_allclose(made.scores, sorted(each, reverse=True), rtol=1e-3, atol=1e-4)
     assert made.rows == tuple(np.argsort(each)[::-1].tolist())
+
+
+def test_a_fusion_names_the_class_of_a_picture_and_a_text(fusion_demo, fusion_workdir, files, pictures):
+    model, asked = fusion_demo.model, "what color is the patch?"
+    made = fusion_demo.classify(files[0], f" {asked} ")
+    expected = dict(
+        zip(("red", "<b>blue</b>", "green"), fuse(model, [(files[0], asked)]).probabilities[0], strict=True)
+    )
+    assert dict(made.probabilities) == pytest.approx(expected, rel=1e-5)
+    assert [share for _, share in made.probabilities] == sorted(expected.values(), reverse=True)
+    for other in (fusion_demo.classify(files[1], asked), fusion_demo.classify(files[0], "is it?")):
+        assert dict(other.probabilities) != pytest.approx(expected, rel=1e-3)
+    network = dataclasses.replace(model.network, fusion=model.network.fusion.clone(kind="image"))
+    alone = Demo(dataclasses.replace(model, network=network), name="x", wording=Wording(item="picture"))
+    assert alone.classify(files[0]).probabilities == alone.classify(files[0], "is it?").probabilities
+    assert fusion_demo.describe() == (
+        "NFResNet encoder · fusion gated, 3 classes · language model gpt2, 2 layers, 0.0 million parameters · on CPU"
+    )
+    for call, says in (
+        (lambda: fusion_demo.classify(None, asked), "no picture yet"),
+        (lambda: fusion_demo.classify(files[0], " "), "The question is empty"),
+        (lambda: fusion_demo.classify(files[0], "patch " * 80), "64 positions"),
+        (lambda: open_demo(fusion_workdir, gallery=pictures), "ranks no pictures"),
+    ):
+        with pytest.raises(UserError, match=says):
+            call()
 
 
 def test_what_is_missing_is_said(demo, files, tmp_path):

@@ -3,6 +3,7 @@
 Needs the extras `demo` and `browser` and a Chromium that is installed; skipped with a reason where one is missing.
 """
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -27,16 +28,22 @@ pytest.importorskip("playwright.sync_api", reason="the extra browser is not inst
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 
 
-@pytest.fixture(scope="module")
-def address(workdir, pictures):
+@contextlib.contextmanager
+def serve_at_free_port(path, **options):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     variables = dict(os.environ)
-    with serve(workdir, gallery=pictures, port=port, limits=LIMITS) as found:
+    with serve(path, port=port, limits=LIMITS, **options) as found:
         yield found
     os.environ.clear()
     os.environ.update(variables)
+
+
+@pytest.fixture(scope="module")
+def address(workdir, pictures):
+    with serve_at_free_port(workdir, gallery=pictures) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +55,10 @@ def browser():
 @pytest.fixture
 def open_page(address, browser):
     """Function that opens the page for another user; afterwards no request may have left this machine."""
-    hosts, errors, contexts = set(), [], []
+    hosts, visited, errors, contexts = set(), set(), [], []
 
-    def open_one():
+    def open_one(address=address):
+        visited.add(urlparse(address).netloc)
         context = browser.new_context(viewport={"width": 1200, "height": 900})
         contexts.append(context)
         page = context.new_page()
@@ -58,13 +66,13 @@ def open_page(address, browser):
         page.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
-        page.wait_for_selector("#caption-picture input[type=file]", state="attached")
+        page.wait_for_selector("input[type=file]", state="attached")
         return page
 
     yield open_one
     for context in contexts:
         context.close()
-    assert hosts - {""} == {urlparse(address).netloc} and errors == []
+    assert hosts - {""} == visited and errors == []
 
 
 def upload(page, box, file):
@@ -150,6 +158,23 @@ def test_the_gallery_is_ranked(open_page, demo, pictures):
     assert page.locator("#gallery-answer figure bdi").all_inner_texts() == [demo.gallery[row].name for row in made.rows]
     loaded = page.evaluate("[...document.querySelectorAll('#gallery-answer img')].map(i => i.naturalWidth)")
     assert loaded == [160] * 4
+
+
+def test_a_fusion_has_a_page_of_its_own(open_page, fusion_demo, fusion_workdir, pictures):
+    with serve_at_free_port(fusion_workdir) as address:
+        page = open_page(address)
+        assert page.get_by_role("tab").all_inner_texts() == ["Classify"]
+        page.get_by_text("a picture and a question together").wait_for()
+        page.click("#classify-button")
+        assert "no picture yet" in read(page, "classify-answer", ".note")
+        upload(page, "classify-picture", pictures / "2.png")
+        page.wait_for_selector("#classify-picture img")
+        page.fill("#classify-text textarea", "what color is the patch?")
+        page.press("#classify-text textarea", "Enter")
+        made = fusion_demo.classify(pictures / "2.png", "what color is the patch?").probabilities
+        assert read(page, "classify-answer") == made[0][0]
+        rows = page.locator("#classify-answer .bars li").all_inner_texts()
+        assert [row.split("\n") for row in rows] == [[name, f"{100 * share:.1f} %"] for name, share in made]
 
 
 def test_a_bad_and_a_huge_file_are_refused_in_words(open_page, address, pictures, tmp_path, capfd):
