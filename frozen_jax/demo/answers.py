@@ -1,4 +1,4 @@
-"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, a gallery ranked for a text.
+"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, names, a gallery ranked.
 
 Plain functions of `api.Model`, without a browser; next: `layout.py`, which shows them.
 """
@@ -18,15 +18,18 @@ from frozen_jax.config import Config
 from frozen_jax.data.folders import PICTURES, existing_folder, walk
 from frozen_jax.data.images import ImageError, load_image
 from frozen_jax.errors import UserError
-from frozen_jax.evaluate_settings import CaptionSettings, EvaluateSettings, VQASettings
+from frozen_jax.evaluate_settings import CaptionSettings, ClassifySettings, EvaluateSettings, VQASettings
 from frozen_jax.export.layout import is_export
 from frozen_jax.meter import Meter
-from frozen_jax.prompt import IMAGE_MARK, Image
+from frozen_jax.naming import score_texts
+from frozen_jax.prompt import IMAGE_MARK
 from frozen_jax.restore import load, read_settings
 
 LONGEST = 500
 """Characters of a question, of the words beside a picture and of all alternatives together."""
 ALTERNATIVES = 12
+NAMES, NAMES_LONGEST = 50, 1000
+"""Names that a picture is compared with, and characters of all together."""
 GALLERY = 500
 """Pictures of a gallery, the first ones by name."""
 
@@ -39,18 +42,23 @@ class Wording:
         question: what follows the picture, with `{question}`.
         caption_stop, answer_stop: a text ends before the first of these.
         max_new_tokens: of a text.
+        naming: what stands before a name, templates with `[img]`; a name's scores after them are averaged.
+        name: the name, with `{name}`.
     """
 
     question: str = VQASettings().query_format.removeprefix(IMAGE_MARK)
     caption_stop: tuple[str, ...] = CaptionSettings().stop
     answer_stop: tuple[str, ...] = VQASettings().stop
     max_new_tokens: int = EvaluateSettings().max_new_tokens
+    naming: tuple[str, ...] = ClassifySettings().prompts
+    name: str = ClassifySettings().name_format
 
     @classmethod
     def of(cls, config: Config) -> Wording:
         """Returns that of a run."""
         asked = config.evaluate
-        return cls(config.data.question_format, asked.caption.stop, asked.vqa.stop, asked.max_new_tokens)
+        stops, names = (asked.caption.stop, asked.vqa.stop), asked.classify
+        return cls(config.data.question_format, *stops, asked.max_new_tokens, names.prompts, names.name_format)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +83,22 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Naming:
+    """How well names fit a picture, and what it took.
+
+    Attributes:
+        names: (name, share of it among these, nats per token that the picture adds to it), the likeliest first.
+        seconds, compile_s: as of an answer.
+        prompts: what the model read before each name, verbatim.
+    """
+
+    names: tuple[tuple[str, float, float], ...]
+    seconds: float
+    compile_s: float
+    prompts: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Ranking:
     """Rows of a gallery, best first, with their scores in nats per token, and what it took."""
 
@@ -95,17 +119,33 @@ class Demo:
         device: that computes, by its maker's name.
     """
 
-    def __init__(self, model: Model, *, name: str, wording: Wording, gallery: Sequence[Path] = ()):
-        """Encodes the gallery.
+    def __init__(
+        self,
+        model: Model,
+        *,
+        name: str,
+        wording: Wording,
+        examples: Sequence[Path],
+        gallery: Sequence[Path] = (),
+    ):
+        """Encodes the gallery and the examples.
+
+        Args:
+            model: that answers.
+            name: of it, for people.
+            wording: of its prompts.
+            examples: at least one picture; the mean of these and of the gallery is the mean picture for names.
+            gallery: pictures that can be searched.
 
         Raises:
-            UserError: a picture of the gallery cannot be opened.
+            UserError: one of the pictures cannot be opened.
         """
         self.model, self.name, self.wording, self.gallery = model, name, wording, tuple(gallery)
         kinds = {device.device_kind for leaf in jax.tree.leaves(model.params) for device in leaf.devices()}
         self.device = ", ".join(sorted(kind.upper() if kind == "cpu" else kind for kind in kinds))
         self._lock = threading.Lock()
-        self._table = model.embed_image(self.gallery) if self.gallery else None
+        known = model.embed_image([*self.gallery, *examples])
+        self._table, self._mean = known[: len(self.gallery)], known.mean(axis=0)
 
     def caption(self, picture: Picture | None) -> Answer:
         """Captions a picture.
@@ -150,7 +190,7 @@ class Demo:
                 raise UserError(f"Example {number} has no {lacks}. Add it, or empty the example.")
             parts += [shot, f" {_words(text, f'Example {number}')}"]
         parts += [_given(picture), *([f" {_words(words, 'The last text')}"] if words.strip() else [])]
-        wanted = list_alternatives(alternatives)
+        wanted = list_alternatives(alternatives, "alternatives")
         answer = self._complete(parts, stop=self.wording.answer_stop)
         if not wanted:
             return answer
@@ -168,6 +208,31 @@ class Demo:
             alternatives=tuple(ranked),
         )
 
+    def name_picture(self, picture: Picture | None, names: str) -> Naming:
+        """Says how well names fit a picture: as classes, of which one is right, and as tags, each by itself.
+
+        The first is the softmax of the names' log-probabilities per token, as in the task `classify`; the second is the
+        log-probability per token less that after the mean picture, as in the task `tag`.
+
+        Args:
+            picture: that is named.
+            names: separated by commas or line ends.
+
+        Raises:
+            UserError: no picture or no names, too many of them, or one that the language model has no room for.
+        """
+        given, wanted = _given(picture), list_alternatives(names, "names", most=NAMES, longest=NAMES_LONGEST)
+        if not wanted:
+            raise UserError("There are no names yet. Type some, separated by commas.")
+        with self._lock, (meter := Meter()).time():
+            table = self.model.embed_image([given])
+            texts = [self.wording.name.format(name=name) for name in wanted]
+            worth = score_texts(self.model, table, texts, prompts=self.wording.naming, mean=self._mean)
+        shares = np.exp(worth.scores[0] - np.logaddexp.reduce(worth.scores[0]))
+        rows = zip(wanted, shares.tolist(), worth.less_prior[0].tolist(), strict=True)
+        ranked = tuple(sorted(rows, key=lambda row: -row[1]))
+        return Naming(ranked, meter.seconds, meter.compile_s, self.wording.naming)
+
     def retrieve(self, text: str) -> Ranking:
         """Ranks the gallery for a text.
 
@@ -177,14 +242,11 @@ class Demo:
         Raises:
             UserError: no text, or no gallery.
         """
-        if self._table is None:
+        if not self.gallery:
             raise UserError("There is no gallery. Start the demo with --gallery=FOLDER.")
         wanted = f" {_words(text, 'The text')}"
         with self._lock, (meter := Meter()).time():
-            table = np.concatenate([self._table, self._table.mean(axis=0, keepdims=True)])
-            prompts = [[Image(row)] for row in range(len(table))]
-            scores = self.model.score(prompts, [wanted], normalise=True, prefixes=table)[:, 0]
-        scores = scores[:-1] - scores[-1]
+            scores = score_texts(self.model, self._table, [wanted]).less_prior[:, 0]
         order = np.argsort(-scores, kind="stable")
         return Ranking(tuple(order.tolist()), tuple(scores[order].tolist()), meter.seconds, meter.compile_s)
 
@@ -206,12 +268,13 @@ class Demo:
         return Answer(text.strip(), text, meter.seconds, meter.compile_s, shown)
 
 
-def open_demo(path: Path, *, gallery: Path | None = None) -> Demo:
+def open_demo(path: Path, *, examples: Sequence[Path], gallery: Path | None = None) -> Demo:
     """Loads what `frozen_jax.load` does, and the pictures of a folder.
 
     Args:
         path: a run's workdir, a released model or an exported directory. An export does not say how it was asked in
-            training: it is asked with the wording of `config.evaluate.vqa`.
+            training: it is asked with the wording that is the default of `config.evaluate`.
+        examples: pictures to try the page with, see `Demo`.
         gallery: folder of pictures, those below it included; files that are no pictures are left out.
 
     Raises:
@@ -222,7 +285,7 @@ def open_demo(path: Path, *, gallery: Path | None = None) -> Demo:
     if model.network.prefix is None:
         raise UserError(f"{path} was trained on text alone; the demo needs a model that looks at pictures")
     found = [] if gallery is None else find_pictures(gallery, model)
-    return Demo(model, name=path.resolve().name, wording=wording, gallery=found)
+    return Demo(model, name=path.resolve().name, wording=wording, examples=examples, gallery=found)
 
 
 def find_pictures(folder: Path, model: Model) -> list[Path]:
@@ -245,16 +308,22 @@ def find_pictures(folder: Path, model: Model) -> list[Path]:
     return found
 
 
-def list_alternatives(text: str) -> list[str]:
+def list_alternatives(text: str, what: str, *, most: int = ALTERNATIVES, longest: int = LONGEST) -> list[str]:
     """Returns the different alternatives in a text that separates them by commas or line ends.
 
+    Args:
+        text: from a person.
+        what: they are, for people.
+        most: of them.
+        longest: characters of all together.
+
     Raises:
-        UserError: more than `ALTERNATIVES`, or too long.
+        UserError: more than `most`, or too long.
     """
-    _check_length(text, "The list of alternatives")
+    _check_length(text, f"The list of {what}", longest)
     found = list(dict.fromkeys(one.strip() for one in text.replace("\n", ",").split(",") if one.strip()))
-    if len(found) > ALTERNATIVES:
-        raise UserError(f"{len(found)} alternatives are too many. Give at most {ALTERNATIVES}.")
+    if len(found) > most:
+        raise UserError(f"{len(found)} {what} are too many. Give at most {most}.")
     return found
 
 
@@ -271,9 +340,9 @@ def _words(text: str, what: str) -> str:
     return text.strip()
 
 
-def _check_length(text: str, what: str) -> None:
-    if len(text) > LONGEST:
-        raise UserError(f"{what} has {len(text)} characters. Use at most {LONGEST}.")
+def _check_length(text: str, what: str, longest: int = LONGEST) -> None:
+    if len(text) > longest:
+        raise UserError(f"{what} has {len(text)} characters. Use at most {longest}.")
 
 
 def _count(number: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from frozen_jax.data.images import FORMATS, ImageError, ImageOptions
-from frozen_jax.demo.answers import ALTERNATIVES, LONGEST, Answer, Demo, Ranking
+from frozen_jax.demo.answers import ALTERNATIVES, LONGEST, NAMES, NAMES_LONGEST, Answer, Demo, Naming, Ranking
 from frozen_jax.demo.examples import Example
 from frozen_jax.errors import UserError
 from frozen_jax.page import draw_picture, escape
@@ -108,6 +108,27 @@ def build_page(gr: Any, demo: Demo, examples: Sequence[Example], *, stored_s: in
             )
         with gr.Tab("Few-shot", id="few-shot"):
             _add_few_shot(gr, demo, examples, picture, on)
+        with gr.Tab("Names", id="names"), gr.Row(elem_classes="pair"):
+            with gr.Column(min_width=280):
+                named = picture(elem_id="names-picture")
+                offer(named)
+            with gr.Column(min_width=280):
+                names = gr.Textbox(
+                    label="Names, separated by commas",
+                    info=f"Classes, of which one is right, or tags, of which many may be; at most {NAMES}.",
+                    placeholder="circle, triangle, rectangle",
+                    lines=2,
+                    max_length=NAMES_LONGEST,
+                    elem_id="names-list",
+                )
+                name = gr.Button("Compare", variant="primary", elem_id="names-button")
+                worth = gr.HTML(_hint("How well each name fits appears here."), elem_id="names-answer", padding=False)
+            on(
+                [name.click, names.submit],
+                _safely(lambda given, wanted: _draw_naming(demo.name_picture(given, wanted), demo)),
+                [named, names],
+                worth,
+            )
         if demo.gallery:
             with gr.Tab("Gallery", id="gallery"):
                 gr.Markdown(f"{len(demo.gallery)} pictures, ranked by how probable each makes your words.")
@@ -241,19 +262,14 @@ def _note(words: str) -> str:
     return f'<div class="card note" role="alert">{escape(words)}</div>'
 
 
-def _took(made: Answer | Ranking, demo: Demo) -> str:
+def _took(made: Answer | Naming | Ranking, demo: Demo) -> str:
     compiled = f", of these {made.compile_s:.2f} s compiling for this length" if made.compile_s > 0.05 else ""
     return f'<p class="took">{made.seconds:.2f} s on {escape(demo.device)}{compiled}</p>'
 
 
 def _draw_answer(made: Answer, demo: Demo, *, verbatim: bool = False) -> str:
     text = f"<bdi>{escape(made.text)}</bdi>" if made.text else '<span class="faint">(nothing)</span>'
-    bars = "".join(
-        f'<li><span class="name"><bdi>{escape(name)}</bdi></span>'
-        f'<span class="track"><i style="width: {100 * share:.1f}%"></i></span>'
-        f'<span class="value">{100 * share:.1f} %</span></li>'
-        for name, _, share in made.alternatives
-    )
+    bars = "".join(f"<li>{_draw_bar(name, share)}</li>" for name, _, share in made.alternatives)
     if bars:
         held = sum(probability for _, probability, _ in made.alternatives)
         bars = (
@@ -262,6 +278,29 @@ def _draw_answer(made: Answer, demo: Demo, *, verbatim: bool = False) -> str:
         )
     read = f"<details><summary>What the model read</summary><pre>{escape(made.prompt)}</pre></details>"
     shown = f'<p class="text">{text}</p>{bars}{_took(made, demo)}{read if verbatim else ""}'
+    return f'<div class="card" role="status">{shown}</div>'
+
+
+def _draw_bar(name: str, share: float) -> str:
+    return (
+        f'<span class="name"><bdi>{escape(name)}</bdi></span>'
+        f'<span class="track"><i style="width: {100 * share:.1f}%"></i></span>'
+        f'<span class="value">{100 * share:.1f} %</span>'
+    )
+
+
+def _draw_naming(made: Naming, demo: Demo) -> str:
+    rows = "".join(
+        f'<li>{_draw_bar(name, share)}<span class="value{" fits" if added > 0 else ""}">{added:+.2f}</span></li>'
+        for name, share, added in made.names
+    )
+    words = (
+        "Bars: the share of each, if one of these is right. Numbers: how much more probable the name is after this "
+        "picture than after an average one, in nats per token; above 0 the picture speaks for it, whatever the others."
+    )
+    prompts = "\n".join(made.prompts)
+    read = f"<details><summary>What the model read</summary><pre>{escape(prompts)}</pre></details>"
+    shown = f'<ul class="bars two">{rows}</ul><p class="took">{words}</p>{_took(made, demo)}{read}'
     return f'<div class="card" role="status">{shown}</div>'
 
 

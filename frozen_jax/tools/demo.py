@@ -53,8 +53,8 @@ def serve(
     allowed = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="frozen_jax_demo_") as folder:
         gradio = import_gradio(Path(folder))
-        demo = open_demo(path, gallery=gallery)
         examples = write_examples(Path(folder), None if is_export(path) else read_settings(path))
+        demo = open_demo(path, examples=[example.path for example in examples], gallery=gallery)
         page = build_page(gradio, demo, examples, stored_s=allowed.stored_s)
         demo.ask(examples[0].path, "what is this?")  # compiles before somebody waits for it
         demo.caption(examples[0].path)

@@ -40,4 +40,4 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def demo(workdir, pictures):
-    return open_demo(workdir, gallery=pictures)
+    return open_demo(workdir, examples=[pictures / "0.png", pictures / "3.png"], gallery=pictures)

@@ -1,5 +1,7 @@
 """What the page answers, without a page: against the model's own calls, and each refusal."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,26 @@ def test_alternatives_have_the_probabilities_of_the_model(demo, files):
     assert demo.continue_prompt(shots, files[0], "a").alternatives == ()
 
 
+def test_names_have_shares_and_what_the_picture_adds_to_them(demo, files):
+    made = demo.name_picture(files[1], "red, a blue patch\ntop,,red")
+    names, shares, added = zip(*made.names, strict=True)
+    assert {*names} == {"red", "a blue patch", "top"} and made.prompts == ("[img] This is a",)
+    asked = [f" {name}" for name in names]
+    scores = demo.model.score([[files[1], " This is a"]], asked, normalise=True)[0].astype(np.float64)
+    np.testing.assert_allclose(shares, np.exp(scores) / np.exp(scores).sum(), rtol=1e-4)
+    assert list(shares) == sorted(shares, reverse=True) and len(set(shares)) == 3
+    mean = demo.model.embed_image([*files, files[0], files[3]]).mean(axis=0)[None]  # the gallery and the examples
+    prior = demo.model.score([[Image(0), " This is a"]], asked, normalise=True, prefixes=mean)[0]
+    np.testing.assert_allclose(added, scores - prior, atol=1e-4)
+    assert np.abs(added).min() > 1e-3
+    wording = dataclasses.replace(demo.wording, naming=("[img]", "[img] a"), name=" {name}!")
+    other = Demo(demo.model, name="x", wording=wording, examples=files[:1]).name_picture(files[1], "red,top").names
+    each = [demo.model.score([[files[1], *words]], [" red!", " top!"], normalise=True)[0] for words in ([], [" a"])]
+    worth = np.mean(each, axis=0)
+    expected = np.exp(worth) / np.exp(worth).sum()
+    np.testing.assert_allclose([share for _, share, _ in sorted(other)], expected, rtol=1e-4)
+
+
 def test_a_ranking_is_by_what_a_picture_adds(demo, files):
     made = demo.retrieve("a red patch")
     assert demo.gallery == tuple(files) and sorted(made.rows) == [0, 1, 2, 3]
@@ -68,13 +90,18 @@ def test_what_is_missing_is_said(demo, files, tmp_path):
         (lambda: demo.continue_prompt([(None, "a red.")], files[0], "a"), "Example 1 has no picture"),
         (lambda: demo.continue_prompt([], files[0], "a", ",".join("abcdefghijklm")), "at most 12"),
         (lambda: demo.continue_prompt([], None, "a"), "no picture yet"),
+        (lambda: demo.name_picture(None, "a"), "no picture yet"),
+        (lambda: demo.name_picture(files[0], " ,\n"), "no names yet"),
+        (lambda: demo.name_picture(files[0], ",".join(map(str, range(51)))), "51 names are too many. Give at most 50"),
+        (lambda: demo.name_picture(files[0], "x" * 1001), "1001 characters. Use at most 1000"),
+        (lambda: demo.name_picture(files[0], "patch " * 80), "the language model has 64 positions"),
         (lambda: demo.retrieve(""), "The text is empty"),
         (lambda: demo.caption(tmp_path / "gone.png"), "cannot be read"),
-        (lambda: Demo(demo.model, name="x", wording=Wording()).retrieve("a"), "--gallery"),
+        (lambda: Demo(demo.model, name="x", wording=Wording(), examples=files).retrieve("a"), "--gallery"),
     ):
         with pytest.raises(UserError, match=says):
             call()
-    assert list_alternatives(" a ,b\n\n b,") == ["a", "b"]
+    assert list_alternatives(" a ,b\n\n b,", "names") == ["a", "b"]
 
 
 def test_a_gallery_takes_what_opens_and_no_more_than_it_may(demo, pictures, tmp_path, monkeypatch):
@@ -90,8 +117,8 @@ def test_a_gallery_takes_what_opens_and_no_more_than_it_may(demo, pictures, tmp_
 def test_an_export_answers_as_its_run(demo, files, tmp_path):
     (tmp_path / "export").mkdir()
     write_pytorch(demo.model, tmp_path / "export", card="")
-    exported = open_demo(tmp_path / "export")
-    alike = Demo(exported.model, name="x", wording=demo.wording)
+    exported = open_demo(tmp_path / "export", examples=files)
+    alike = Demo(exported.model, name="x", wording=demo.wording, examples=files)
     assert alike.caption(files[0]).text == demo.caption(files[0]).text
     assert (exported.name, exported.gallery, exported.wording) == ("export", (), Wording())
     assert exported.wording.question == " Question: {question} Answer:" and exported.wording.max_new_tokens == 20

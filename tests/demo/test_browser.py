@@ -140,6 +140,24 @@ def test_a_few_shot_prompt_is_built_and_alternatives_compared(open_page, demo, p
     assert page.input_value("#shot-3-words textarea").startswith("a ")
 
 
+def test_names_are_compared_and_what_is_missing_is_pointed_out(open_page, demo, pictures):
+    page = open_page()
+    page.get_by_role("tab", name="Names").click()
+    upload(page, "names-picture", pictures / "1.png")
+    page.wait_for_selector("#names-picture img")
+    page.click("#names-button")
+    assert "no names yet" in read(page, "names-answer", ".note")
+    page.fill("#names-list textarea", "red, <b>top</b>\na blue patch")
+    page.click("#names-button")
+    made = demo.name_picture(pictures / "1.png", "red, <b>top</b>\na blue patch")
+    page.wait_for_selector("#names-answer .bars")
+    rows = page.locator("#names-answer .bars li").all_inner_texts()
+    shown = [[name, f"{100 * share:.1f} %", f"{added:+.2f}"] for name, share, added in made.names]
+    assert [row.split("\n") for row in rows] == shown
+    fits = page.locator("#names-answer .fits").all_inner_texts()
+    assert fits == [f"{added:+.2f}" for _, _, added in made.names if added > 0]
+
+
 def test_the_gallery_is_ranked(open_page, demo, pictures):
     page = open_page()
     page.get_by_role("tab", name="Gallery").click()
