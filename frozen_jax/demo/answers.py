@@ -1,4 +1,5 @@
-"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, names, a gallery ranked.
+"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, names, a gallery ranked; or,
+of a model with a generator, pictures of a text.
 
 Plain functions of `api.Model`, without a browser; next: `layout.py`, which shows them.
 """
@@ -12,13 +13,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from frozen_jax.api import Model, Picture
 from frozen_jax.config import Config
 from frozen_jax.data.folders import PICTURES, existing_folder, walk
 from frozen_jax.data.images import ImageError, load_image
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
-from frozen_jax.evaluate_settings import CaptionSettings, ClassifySettings, EvaluateSettings, VQASettings
+from frozen_jax.evaluate_settings import (
+    CaptionSettings,
+    ClassifySettings,
+    EvaluateSettings,
+    GenerateSettings,
+    VQASettings,
+)
 from frozen_jax.export.layout import is_export
 from frozen_jax.meter import Meter
 from frozen_jax.naming import score_texts
@@ -30,6 +39,8 @@ LONGEST = 500
 ALTERNATIVES = 12
 NAMES, NAMES_LONGEST = 50, 1000
 """Names that a picture is compared with, and characters of all together."""
+DRAWN = 4
+"""Pictures of a text, at most."""
 GALLERY = 500
 """Pictures of a gallery, the first ones by name."""
 
@@ -44,6 +55,8 @@ class Wording:
         max_new_tokens: of a text.
         naming: what stands before a name, templates with `[img]`; a name's scores after them are averaged.
         name: the name, with `{name}`.
+        caption: of a picture that is to be drawn, with `{caption}`.
+        steps, guidance: of drawing, see `api.Model.draw`.
     """
 
     question: str = VQASettings().query_format.removeprefix(IMAGE_MARK)
@@ -52,13 +65,25 @@ class Wording:
     max_new_tokens: int = EvaluateSettings().max_new_tokens
     naming: tuple[str, ...] = ClassifySettings().prompts
     name: str = ClassifySettings().name_format
+    caption: str = DataSettings().caption_format
+    steps: int = GenerateSettings().steps
+    guidance: float = GenerateSettings().guidance
 
     @classmethod
     def of(cls, config: Config) -> Wording:
         """Returns that of a run."""
         asked = config.evaluate
-        stops, names = (asked.caption.stop, asked.vqa.stop), asked.classify
-        return cls(config.data.question_format, *stops, asked.max_new_tokens, names.prompts, names.name_format)
+        return cls(
+            question=config.data.question_format,
+            caption_stop=asked.caption.stop,
+            answer_stop=asked.vqa.stop,
+            max_new_tokens=asked.max_new_tokens,
+            naming=asked.classify.prompts,
+            name=asked.classify.name_format,
+            caption=config.data.caption_format,
+            steps=asked.generate.steps,
+            guidance=asked.generate.guidance,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +121,16 @@ class Naming:
     seconds: float
     compile_s: float
     prompts: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Pictures of a text, what it took, and the text as the model read it."""
+
+    pictures: UInt8[np.ndarray, "R height width 3"]
+    seconds: float
+    compile_s: float
+    prompt: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +179,14 @@ class Demo:
         kinds = {device.device_kind for leaf in jax.tree.leaves(model.params) for device in leaf.devices()}
         self.device = ", ".join(sorted(kind.upper() if kind == "cpu" else kind for kind in kinds))
         self._lock = threading.Lock()
-        known = model.embed_image([*self.gallery, *examples])
-        self._table, self._mean = known[: len(self.gallery)], known.mean(axis=0)
+        if model.network.prefix is not None:
+            known = model.embed_image([*self.gallery, *examples])
+            self._table, self._mean = known[: len(self.gallery)], known.mean(axis=0)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws pictures; it reads none then, and writes no words."""
+        return self.model.network.generator is not None
 
     def caption(self, picture: Picture | None) -> Answer:
         """Captions a picture.
@@ -233,6 +274,24 @@ class Demo:
         ranked = tuple(sorted(rows, key=lambda row: -row[1]))
         return Naming(ranked, meter.seconds, meter.compile_s, self.wording.naming)
 
+    def draw(self, text: str, seed: float | None, count: float | None) -> Drawing:
+        """Draws pictures of a text, the same ones for the same seed, by a model with a generator.
+
+        Args:
+            text: a caption; it is worded as in training.
+            seed: a whole number in 0..2**31 - 1.
+            count: of pictures, 1..`DRAWN`, each from noise of its own.
+
+        Raises:
+            UserError: no text, one that is too long, or a number out of range.
+        """
+        worded = self.wording.caption.format(caption=_words(text, "The text"))
+        number = _whole(seed, "The seed", least=0, most=2**31 - 1)
+        texts = [worded] * _whole(count, "The number of pictures", least=1, most=DRAWN)
+        with self._lock, (meter := Meter()).time():
+            drawn = self.model.draw(texts, steps=self.wording.steps, guidance=self.wording.guidance, seed=number)
+        return Drawing(drawn, meter.seconds, meter.compile_s, worded)
+
     def retrieve(self, text: str) -> Ranking:
         """Ranks the gallery for a text.
 
@@ -251,15 +310,16 @@ class Demo:
         return Ranking(tuple(order.tolist()), tuple(scores[order].tolist()), meter.seconds, meter.compile_s)
 
     def describe(self) -> str:
-        """Returns in one line what answers: encoder, prefix, language model, where it computes."""
+        """Returns in one line what answers: encoder and prefix or generator, language model, where it computes."""
         network, lm = self.model.network, self.model.network.lm.config
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.model.params["lm"]))
+        sizes = {tower: sum(leaf.size for leaf in jax.tree.leaves(tree)) for tower, tree in self.model.params.items()}
         blind = " · blind: every picture is black to this model" if self.model.blind else ""
-        return (
-            f"{type(network.vision).__name__} encoder · {network.prefix_length} prefix vectors for each picture · "
-            f"language model {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(count)} parameters · "
-            f"on {self.device}{blind}"
-        )
+        seen = f"{type(network.vision).__name__} encoder · {network.prefix_length} prefix vectors for each picture"
+        if network.generator is not None:
+            side = network.generator.config.image_size
+            seen = f"draws {side} x {side} pixels · generator of {_count(sizes['generator'])} parameters"
+        read = f"language model {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(sizes['lm'])} parameters"
+        return f"{seen} · {read} · on {self.device}{blind}"
 
     def _complete(self, parts: Sequence[str | Picture], *, stop: tuple[str, ...]) -> Answer:
         with self._lock, (meter := Meter()).time():
@@ -278,12 +338,17 @@ def open_demo(path: Path, *, examples: Sequence[Path], gallery: Path | None = No
         gallery: folder of pictures, those below it included; files that are no pictures are left out.
 
     Raises:
-        UserError: as `frozen_jax.load`; a model of text alone; no folder, or no picture in it.
+        UserError: as `frozen_jax.load`; a model of text alone; no folder, no picture in it, or one for a model that
+            draws.
     """
     wording = Wording() if is_export(path) else Wording.of(read_settings(path))
     model = load(path)
-    if model.network.prefix is None:
-        raise UserError(f"{path} was trained on text alone; the demo needs a model that looks at pictures")
+    if model.network.prefix is None and model.network.generator is None:
+        raise UserError(
+            f"{path} was trained on text alone; the demo needs a model that looks at pictures or draws them"
+        )
+    if model.network.generator is not None and gallery is not None:
+        raise UserError(f"--gallery={gallery}: {path} draws pictures and finds none; leave the gallery out")
     found = [] if gallery is None else find_pictures(gallery, model)
     return Demo(model, name=path.resolve().name, wording=wording, examples=examples, gallery=found)
 
@@ -338,6 +403,12 @@ def _words(text: str, what: str) -> str:
         raise UserError(f"{what} is empty. Type some words first.")
     _check_length(text, what)
     return text.strip()
+
+
+def _whole(number: float | None, what: str, *, least: int, most: int) -> int:
+    if number is None or not least <= number <= most or number != int(number):
+        raise UserError(f"{what} must be a whole number from {least} to {most}.")
+    return int(number)
 
 
 def _check_length(text: str, what: str, longest: int = LONGEST) -> None:

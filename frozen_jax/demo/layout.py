@@ -12,10 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from frozen_jax.data.images import FORMATS, ImageError, ImageOptions
-from frozen_jax.demo.answers import ALTERNATIVES, LONGEST, NAMES, NAMES_LONGEST, Answer, Demo, Naming, Ranking
+from frozen_jax.demo.answers import (
+    ALTERNATIVES,
+    DRAWN,
+    LONGEST,
+    NAMES,
+    NAMES_LONGEST,
+    Answer,
+    Demo,
+    Drawing,
+    Naming,
+    Ranking,
+)
 from frozen_jax.demo.examples import Example
 from frozen_jax.errors import UserError
-from frozen_jax.page import draw_picture, escape
+from frozen_jax.page import THUMBNAIL, draw_picture, escape
 
 STYLE = Path(__file__).parent.parent / "assets" / "demo.css"
 DROP = "Drop a picture, or click"
@@ -164,6 +175,37 @@ def make_theme(gr: Any) -> Any:
     return theme.set(body_text_color_subdued="#57534e", body_text_color_subdued_dark="#a8a29e")
 
 
+def _add_draw(gr: Any, demo: Demo, examples: Sequence[Example], on: Callable[..., None]) -> None:
+    captions = [example.caption for example in examples]
+    with gr.Tab("Draw", id="draw"), gr.Row(elem_classes="pair"):
+        with gr.Column(min_width=280):
+            text = gr.Textbox(
+                label="What to draw", placeholder=captions[0], max_length=LONGEST, elem_id="draw-text", autofocus=True
+            )
+            samples = gr.Dataset(
+                components=[text], samples=[[one] for one in captions], type="index", label="Or try one of these"
+            )
+            samples.click(
+                lambda index: captions[index], samples, text, api_visibility="private", show_progress="hidden"
+            )
+            with gr.Row():
+                seed = gr.Number(
+                    label="Seed", info="Another one, other pictures.", value=0, min_width=120, elem_id="draw-seed"
+                )
+                count = gr.Radio(
+                    list(range(1, DRAWN + 1)), label="Pictures", value=DRAWN, min_width=160, elem_id="draw-count"
+                )
+            go = gr.Button("Draw", variant="primary", elem_id="draw-button")
+        with gr.Column(min_width=280):
+            drawn = gr.HTML(_hint("The pictures appear here."), elem_id="draw-answer", padding=False)
+        on(
+            [go.click, text.submit],
+            _safely(lambda *given: _draw_drawing(demo.draw(*given), demo)),
+            [text, seed, count],
+            drawn,
+        )
+
+
 def _add_few_shot(
     gr: Any, demo: Demo, examples: Sequence[Example], picture: Callable[..., Any], on: Callable[..., None]
 ) -> None:
@@ -262,7 +304,7 @@ def _note(words: str) -> str:
     return f'<div class="card note" role="alert">{escape(words)}</div>'
 
 
-def _took(made: Answer | Naming | Ranking, demo: Demo) -> str:
+def _took(made: Answer | Drawing | Naming | Ranking, demo: Demo) -> str:
     compiled = f", of these {made.compile_s:.2f} s compiling for this length" if made.compile_s > 0.05 else ""
     return f'<p class="took">{made.seconds:.2f} s on {escape(demo.device)}{compiled}</p>'
 
@@ -302,6 +344,16 @@ def _draw_naming(made: Naming, demo: Demo) -> str:
     read = f"<details><summary>What the model read</summary><pre>{escape(prompts)}</pre></details>"
     shown = f'<ul class="bars two">{rows}</ul><p class="took">{words}</p>{_took(made, demo)}{read}'
     return f'<div class="card" role="status">{shown}</div>'
+
+
+def _draw_drawing(made: Drawing, demo: Demo) -> str:
+    options = ImageOptions(2 * THUMBNAIL)  # twice as large as it is shown at least: small pixels stay sharp
+    figures = "".join(
+        f"<figure>{draw_picture(pixels, options)}<figcaption><b>{place}</b></figcaption></figure>"
+        for place, pixels in enumerate(made.pictures, 1)
+    )
+    read = f"<details><summary>What the model read</summary><pre>{escape(made.prompt)}</pre></details>"
+    return f'<div class="card" role="status"><div class="found">{figures}</div>{_took(made, demo)}{read}</div>'
 
 
 def _draw_ranking(made: Ranking, demo: Demo) -> str:

@@ -41,3 +41,19 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo(workdir, pictures):
     return open_demo(workdir, examples=[pictures / "0.png", pictures / "3.png"], gallery=pictures)
+
+
+@pytest.fixture(scope="session")
+def painter(tiny_lm, tmp_path_factory):
+    """A generator that is not trained, opened; its workdir is beside it."""
+    config = default_config()
+    config.lm.path = str(tiny_lm)
+    config.generator.update({"name": "unet", "queries": 2, "width": 16, "channels": (16, 16)})
+    config.data.train = config.data.validation = "fake:8"
+    config.data.image.size = 16
+    config.data.caption_format = " {caption}"
+    config.data.bos = True
+    config.evaluate.generate.update({"steps": 2, "guidance": 1.5})
+    directory = tmp_path_factory.mktemp("demo") / "a_painter"
+    save_run(config, directory)
+    return open_demo(directory, examples=()), directory

@@ -11,7 +11,7 @@ from frozen_jax.demo.examples import write_examples
 from frozen_jax.tools.demo import serve
 from tests.demo.browser import start_browser
 
-TABS = ("Caption", "Ask", "Few-shot", "Gallery")
+TABS = ("Caption", "Ask", "Few-shot", "Names", "Gallery")
 
 
 def open_tab(page, name):
@@ -38,11 +38,16 @@ def fill(page, tab, picture):
         page.click("#few-shot-fill")
         page.wait_for_selector("#last-picture img")
         page.click("#few-shot-button")
+    elif tab == "Names":
+        page.set_input_files("#names-picture input[type=file]", picture)
+        page.wait_for_selector("#names-picture img")
+        page.fill("#names-list textarea", "red circle, blue circle, red triangle, green rectangle, a name that is long")
+        page.click("#names-button")
     else:
         page.fill("#gallery-text textarea", "a red circle")
         page.click("#gallery-button")
     answer = f"#{tab.lower()}-answer"
-    page.wait_for_selector(f"{answer} .text, {answer} .found")
+    page.wait_for_selector(f"{answer} .text, {answer} .found, {answer} .bars")
     page.mouse.move(0, 0)
     page.wait_for_timeout(500)  # transitions of buttons and bars
 

@@ -79,6 +79,34 @@ def test_a_ranking_is_by_what_a_picture_adds(demo, files):
     assert made.rows == tuple(np.argsort(each)[::-1].tolist())
 
 
+def test_a_text_is_drawn_as_the_model_draws_it(painter):
+    demo, directory = painter
+    made = demo.draw(" a red patch ", 3, 2.0)
+    expected = demo.model.draw([" a red patch"] * 2, steps=2, guidance=1.5, seed=3)
+    assert made.prompt == " a red patch" and made.pictures.shape == (2, 16, 16, 3)
+    np.testing.assert_array_equal(made.pictures, expected)
+    assert (made.pictures[0] != made.pictures[1]).any()
+    assert (demo.draw("a red patch", 4, 2).pictures != expected).any()
+    assert demo.describe() == (
+        "draws 16 x 16 pixels · generator of 0.0 million parameters · language model gpt2, 2 layers, 0.0 million "
+        "parameters · on CPU"
+    )
+    for call, says in (
+        (lambda: demo.draw(" ", 0, 1), "The text is empty"),
+        (lambda: demo.draw("x" * 501, 0, 1), "501 characters. Use at most 500"),
+        (lambda: demo.draw("patch " * 80, 0, 1), "the language model has room for"),
+        (lambda: demo.draw("a", None, 1), "The seed must be a whole number from 0 to 2147483647"),
+        (lambda: demo.draw("a", -1, 1), "The seed must be"),
+        (lambda: demo.draw("a", float("inf"), 1), "The seed must be"),
+        (lambda: demo.draw("a", 0.5, 1), "The seed must be"),
+        (lambda: demo.draw("a", 0, 5), "The number of pictures must be a whole number from 1 to 4"),
+        (lambda: demo.draw("a", 0, 0), "The number of pictures must be"),
+        (lambda: open_demo(directory, examples=(), gallery=directory), "finds none; leave the gallery out"),
+    ):
+        with pytest.raises(UserError, match=says):
+            call()
+
+
 def test_what_is_missing_is_said(demo, files, tmp_path):
     for call, says in (
         (lambda: demo.caption(None), "no picture yet"),
