@@ -27,10 +27,13 @@ from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
 from frozen_jax.data.easy_vqa import disclose
 from frozen_jax.data.sources import open_source
+from frozen_jax.data.tables import existing_file
+from frozen_jax.fetch.emoji import QUESTION
 from frozen_jax.metrics.retrieval import hit_by_chance
 from frozen_jax.startup import keep_freed_memory
 from frozen_jax.tasks.retrieval import order_questions
 from frozen_jax.telemetry import format_table
+from frozen_jax.workdir import write_text_atomic
 
 CONFIGS = {
     "easy_vqa": "configs/quickstart.py:retrieval",
@@ -38,15 +41,18 @@ CONFIGS = {
     "emoji": "configs/stamps_smollm2.py:classes",
 }
 
+EMOJI = Path("data/fetched/emoji")
+GROUP = f"Question: {QUESTION} Answer:"
+
 HELD_OUT = {
     "easy_vqa": "easy_vqa:test",
     "stamps": "jsonl:data/fetched/stamps/heldout.jsonl",
-    "emoji": "jsonl:data/fetched/emoji/heldout.jsonl",
+    "emoji": f"jsonl:{EMOJI}/heldout.jsonl",
 }
 LEARNT = {
     "easy_vqa": "easy_vqa:train",
     "stamps": "jsonl:data/fetched/stamps/train.jsonl",
-    "emoji": "jsonl:data/fetched/emoji/train.jsonl",
+    "emoji": f"jsonl:{EMOJI}/train.jsonl",
 }
 
 TASKS = {"retrieval": "retrieval", "classes": "classify", "tags": "tag"}
@@ -57,7 +63,8 @@ SETTINGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "classes": ["classify.prompts=('[img]', '[img] a', '[img] there is a', '[img] the image contains a')"],
         "tags": [],
     },
-    # A stamp's tag is its folder; an emoji's first one is its group in Unicode's list, the others are CLDR's keywords.
+    # A stamp's tag is its folder. An emoji's class is its group in Unicode's list, its tags are CLDR's keywords
+    # (`list_pictures`), words of captions: all pictures are looked at, for most keywords have few.
     "stamps": {
         "retrieval": [],
         "classes": ["classify.tag=0", f"classify.prompts=('[img] {KIND}',)"],
@@ -65,8 +72,8 @@ SETTINGS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "emoji": {
         "retrieval": [],
-        "classes": ["classify.tag=0", f"classify.prompts=('[img] {KIND}',)"],
-        "tags": ["tag.prompt=[img] A", "tag.calibrated_on=600"],
+        "classes": ["classify.tag=0", f"classify.prompts=('[img] {GROUP}',)"],
+        "tags": ["tag.prompt=[img] A", "tag.calibrated_on=1400"],
     },
 }
 """Settings of `evaluate` by source and application, where they are not the task's own."""
@@ -109,6 +116,29 @@ class Line(NamedTuple):
     further: str = ""
     baseline: str = ""
     chance: float | None = None
+
+
+def list_pictures(source: str, application: str, *, out: Path) -> tuple[str, str]:
+    """Returns the lines of the held-out pictures and of those to learn from, with the tags that are asked for.
+
+    The first tag of an emoji is its group, in capitals as Unicode has it. As a class it is the answer of the records'
+    question, in lower case as in training; the keywords behind it are written into tables of their own below `out`, for
+    a group in each of them would be most of what is right.
+    """
+    if source == "emoji" and application == "classes":
+        return f"{HELD_OUT[source]}?tags=answer", f"{LEARNT[source]}?tags=answer"
+    if source == "emoji" and application == "tags":
+        return write_keywords("heldout", out=out), write_keywords("train", out=out)
+    return HELD_OUT[source], LEARNT[source]
+
+
+def write_keywords(split: str, *, out: Path) -> str:
+    """Writes pictures and keywords of emoji as a table, and returns its line."""
+    rows = map(json.loads, existing_file(EMOJI / f"{split}.jsonl").read_text("utf-8").splitlines())
+    lines = [json.dumps({"image": row["image"], "tags": row["tags"][1:]}, ensure_ascii=False) for row in rows]
+    path = out / f"emoji_keywords_{split}.jsonl"
+    write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+    return f"jsonl:{path}?root={EMOJI}"
 
 
 def read_retrieval(report: Mapping[str, Any], config: Config) -> Iterator[Line]:
@@ -239,12 +269,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for application in given.applications.split(","):
         task = TASKS[application]
-        settings = [f"task={task}", f"report={application}", "blind_control=False", f"{task}.source={HELD_OUT[source]}"]
+        held_out, learnt = list_pictures(source, application, out=given.out)
+        settings = [f"task={task}", f"report={application}", "blind_control=False", f"{task}.source={held_out}"]
         settings += SETTINGS[source][application]
         if application == "classes":
-            settings += [f"classify.shot_source={LEARNT[source]}", "classify.heads=True"]
+            settings += [f"classify.shot_source={learnt}", "classify.heads=True"]
         if application == "tags":
-            settings.append(f"tag.calibration={LEARNT[source]}")
+            settings.append(f"tag.calibration={learnt}")
         words = [f"--config={CONFIGS[source]}", *(f"--config.evaluate.{setting}" for setting in settings), *rest]
         lines, reports = [], []
         for seed in seeds:

@@ -1,4 +1,4 @@
-"""A folder's pictures as one index file, and finding them by text, by picture, or by a prompt of both.
+"""A folder's pictures as one index file, and finding them by texts and pictures.
 
 The file is a safetensors: what the model makes of each picture, and which picture in which state that was. With a
 model trained for retrieval these are unit vectors, searched by `nearest.py`; with any other they are the prefixes,
@@ -202,15 +202,15 @@ class Searcher:
         """Returns the k pictures that fit best, with their scores.
 
         Args:
-            parts: one text, one picture, or a prompt of both in any order.
+            parts: texts, worded as in training, and pictures in any order; what turns they make, `split_turns` says.
             k: at least 1.
 
         Returns:
-            Paths below the gallery's folder and, the largest first, cosines; or, for a text and a model without a
-            retrieval head, its log-probability per token after each picture.
+            Paths below the gallery's folder and, the largest first, cosines, added over the turns; or, for a text and
+            a model without a retrieval head, its log-probability per token after each picture.
 
         Raises:
-            UserError: nothing is asked; or a prompt of several parts, and the model was not trained for retrieval.
+            UserError: nothing is asked; or several parts, and the model was not trained for retrieval.
         """
         if not parts or k < 1:
             raise UserError(
@@ -218,7 +218,7 @@ class Searcher:
             )
         if not self.gallery.aligned and len(parts) > 1:
             raise UserError(
-                "a prompt of several parts finds pictures with a model trained for retrieval alone; train with "
+                "a query of several parts finds pictures with a model trained for retrieval alone; train with "
                 "--config.retrieval.weight=0.5, or give one text or one picture"
             )
         found = self._ask(parts, k=min(k, len(self.gallery.ids)))
@@ -226,17 +226,39 @@ class Searcher:
         return [(self.gallery.ids[row], score) for row, score in pairs if row >= 0]
 
     def _ask(self, parts: Sequence[str | Picture], *, k: int) -> Found:
-        (first, *more), model = parts, self.model
+        first, model = parts[0], self.model
         if self.gallery.aligned:
-            if more or isinstance(first, str):
-                return self.nearest.search(model.embed_prompts([parts], retrieval=True), k=k)
-            return self.nearest.search(model.map_image([first]), k=k)
+            turns = split_turns(parts)
+            told = [turn for turn in turns if isinstance(turn[-1], str)]
+            shown = [turn[0] for turn in turns if not isinstance(turn[-1], str)]
+            vectors = [*model.embed_prompts(told, retrieval=True), *model.map_image(shown)]
+            # Cosines add up as those of the sum, which any search by inner products takes as it takes one vector.
+            return self.nearest.search(np.sum(vectors, axis=0, keepdims=True), k=k)
         if isinstance(first, str):
             prompts = [(Image(row),) for row in range(len(self.gallery.ids))]
             scores = model.score(prompts, [first], normalise=True, prefixes=self.gallery.vectors)[:, 0]
             rows = np.argsort(-scores, kind="stable")[:k]
             return Found(scores[None, rows], rows[None])
         return self.nearest.search(_to_unit_length(model.embed_image([first]).mean(axis=1) - self._mean), k=k)
+
+
+def split_turns(parts: Sequence[str | Picture]) -> list[tuple[str | Picture, ...]]:
+    """Returns the turns of a query, each of which finds pictures by itself; their cosines are added.
+
+    A text directly behind a picture says something about it and is read together with it; any other part is a turn of
+    its own. Why turns are added and not read in one go: `tasks.retrieval.add_turns`.
+
+    Example:
+        >>> split_turns(["a circle", Path("a.png"), "but blue", "and larger"])
+        [('a circle',), (PosixPath('a.png'), 'but blue'), ('and larger',)]
+    """
+    turns: list[tuple[str | Picture, ...]] = []
+    for part in parts:
+        if isinstance(part, str) and turns and not isinstance(turns[-1][-1], str):
+            turns[-1] += (part,)
+        else:
+            turns.append((part,))
+    return turns
 
 
 def _to_unit_length(vectors: Float32[np.ndarray, "N W"]) -> Float32[np.ndarray, "N W"]:

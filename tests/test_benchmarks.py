@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,22 @@ def _agrees(told, tags):
     except UserError:
         return False
     return True
+
+
+def test_an_emojis_class_is_its_answer_and_its_tags_are_its_keywords(tmp_path, monkeypatch):
+    row = {"image": "a.png", "tags": ["Smileys & Emotion", "face", "grin"], "answer": "smileys & emotion"}
+    for split in ("heldout", "train"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(applications_table, "EMOJI", tmp_path)
+    for name, split in (("HELD_OUT", "heldout"), ("LEARNT", "train")):
+        monkeypatch.setitem(getattr(applications_table, name), "emoji", f"jsonl:{tmp_path}/{split}.jsonl")
+    (tmp_path / "out").mkdir()
+    for application, tags in (("classes", ("smileys & emotion",)), ("tags", ("face", "grin"))):
+        for line in applications_table.list_pictures("emoji", application, out=tmp_path / "out"):
+            record = open_source(line).record(0)
+            assert (record.tags, record.image) == (tags, tmp_path / "a.png")
+    stamps = applications_table.list_pictures("stamps", "tags", out=tmp_path)
+    assert stamps == tuple(f"jsonl:data/fetched/stamps/{split}.jsonl" for split in ("heldout", "train"))
 
 
 def test_runs_of_several_seeds_are_one_line():

@@ -86,14 +86,23 @@ def test_what_is_found_is_what_the_vectors_say(model, folder, tmp_path):
     index_folder(model, folder, tmp_path / "index")
     searcher = Searcher(model, read_gallery(tmp_path / "index", model=fingerprint_model(model)))
     seen = model.map_image([folder / name for name in sorted(NAMES)])
-    dialogue = [" what is it?", folder / "a.png", " no, blue", " like", folder / "b.png", " but red"]
-    for asked in ([" a blue patch"], [folder / "d.png"], [folder / "a.png", " but red"], dialogue):
-        single = not isinstance(asked[0], str) and len(asked) == 1
-        vector = seen[sorted(NAMES).index("d.png")] if single else model.embed_prompts([asked], retrieval=True)[0]
-        order = np.argsort(-(seen @ vector))
-        found = searcher.find(asked, k=3)
+    image = {name: folder / name for name in NAMES}
+    for turns in (  # each found by itself, the cosines added
+        [(" a blue patch",)],
+        [(image["d.png"],)],
+        [(image["a.png"], " but red")],
+        [(" a blue patch",), (" no, red",), (" a blue patch",)],
+        [(image["b.png"],), (image["a.png"], " but red"), (" and larger",)],
+        [(" a patch",), (image["a.png"],), (image["e.png"],)],
+    ):
+        cosines = np.zeros(len(NAMES))
+        for turn in turns:
+            alone = len(turn) == 1 and not isinstance(turn[0], str)
+            cosines += seen @ (model.map_image(turn) if alone else model.embed_prompts([turn], retrieval=True))[0]
+        order = np.argsort(-cosines)
+        found = searcher.find([part for turn in turns for part in turn], k=3)
         assert [name for name, _ in found] == [sorted(NAMES)[row] for row in order[:3]]
-        np.testing.assert_allclose([score for _, score in found], (seen @ vector)[order[:3]], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose([score for _, score in found], cosines[order[:3]], rtol=1e-4, atol=1e-6)
     assert searcher.find([folder / "d.png"], k=9)[0] == ("d.png", pytest.approx(1, abs=1e-5))
     with pytest.raises(UserError, match="k of at least 1"):
         searcher.find([" a"], k=0)

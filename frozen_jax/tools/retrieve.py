@@ -1,7 +1,8 @@
 """`python -m frozen_jax.tools.retrieve index|query …`: finds pictures by text, by picture, or by both.
 
 `index` encodes the pictures of a folder into one file; called again, it encodes what is new or changed. `query` prints
-the pictures that fit a text, a picture, or, with a model trained for retrieval, texts and pictures in turn.
+the pictures that fit a text, a picture, or, with a model trained for retrieval, several of both: each finds pictures
+by itself, and their cosines are added; a text behind a picture is read together with it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ TILE, MARGIN, LINE = 128, 8, 14
 EXAMPLES = """examples:
   python -m frozen_jax.tools.retrieve index pictures --workdir=runs/ret --out=pictures.index
   python -m frozen_jax.tools.retrieve query pictures.index "a red circle" --workdir=runs/ret --k=8 --sheet=found.png
+  python -m frozen_jax.tools.retrieve query pictures.index "a circle" "a large one" --workdir=runs/ret
+  python -m frozen_jax.tools.retrieve query pictures.index PICTURE.png "but blue" --workdir=runs/ret
 """
 
 ASKED = 256
@@ -120,7 +123,9 @@ def main(arguments: list[str] | None = None) -> None:
     making.add_argument("--out", type=Path, required=True, help="the index file")
     asking = actions.add_parser("query", help="find pictures")
     asking.add_argument("index", type=Path, metavar="INDEX")
-    asking.add_argument("parts", nargs="+", metavar="TEXT|IMAGE")
+    asking.add_argument(
+        "parts", nargs="+", metavar="TEXT|IMAGE", help="several are added; a text behind an image changes it"
+    )
     asking.add_argument("--k", type=int, default=5, help="how many pictures")
     asking.add_argument("--sheet", type=Path, help="draw them into this PNG file")
     for action in (making, asking):
