@@ -20,6 +20,7 @@ from frozen_jax.config import Config
 from frozen_jax.data.folders import PICTURES, existing_folder, walk
 from frozen_jax.data.images import ImageError, load_image
 from frozen_jax.data_settings import DataSettings
+from frozen_jax.demo.examples import Example
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import (
     CaptionSettings,
@@ -274,7 +275,7 @@ class Demo:
         ranked = tuple(sorted(rows, key=lambda row: -row[1]))
         return Naming(ranked, meter.seconds, meter.compile_s, self.wording.naming)
 
-    def draw(self, text: str, seed: float | None, count: float | None) -> Drawing:
+    def draw(self, text: str, seed: int | float | None, count: int | float | None) -> Drawing:
         """Draws pictures of a text, the same ones for the same seed, by a model with a generator.
 
         Args:
@@ -308,6 +309,14 @@ class Demo:
             scores = score_texts(self.model, self._table, [wanted]).less_prior[:, 0]
         order = np.argsort(-scores, kind="stable")
         return Ranking(tuple(order.tolist()), tuple(scores[order].tolist()), meter.seconds, meter.compile_s)
+
+    def warm_up(self, example: Example) -> None:
+        """Asks what is asked first, so that nobody waits for its compilation."""
+        if self.draws:
+            self.draw(example.caption, 0, DRAWN)
+        else:
+            self.ask(example.path, "what is this?")
+            self.caption(example.path)
 
     def describe(self) -> str:
         """Returns in one line what answers: encoder and prefix or generator, language model, where it computes."""
@@ -405,7 +414,7 @@ def _words(text: str, what: str) -> str:
     return text.strip()
 
 
-def _whole(number: float | None, what: str, *, least: int, most: int) -> int:
+def _whole(number: int | float | None, what: str, *, least: int, most: int) -> int:
     if number is None or not least <= number <= most or number != int(number):
         raise UserError(f"{what} must be a whole number from {least} to {most}.")
     return int(number)

@@ -89,6 +89,9 @@ def build_page(gr: Any, demo: Demo, examples: Sequence[Example], *, stored_s: in
 
     with gr.Blocks(title=f"{demo.name} · frozen_jax", analytics_enabled=False, delete_cache=(60, stored_s)) as page:
         gr.HTML(_header(demo), padding=False)
+        if demo.draws:
+            _add_draw(gr, demo, examples, on)
+            return page
         with gr.Tab("Caption", id="caption"), gr.Row(elem_classes="pair"):
             with gr.Column(min_width=280):
                 shown = picture(elem_id="caption-picture")
@@ -183,18 +186,19 @@ def _add_draw(gr: Any, demo: Demo, examples: Sequence[Example], on: Callable[...
                 label="What to draw", placeholder=captions[0], max_length=LONGEST, elem_id="draw-text", autofocus=True
             )
             samples = gr.Dataset(
-                components=[text], samples=[[one] for one in captions], type="index", label="Or try one of these"
+                components=[text],
+                samples=[[one] for one in captions],
+                type="index",
+                label="Or try one of these",
+                elem_classes="texts",
             )
             samples.click(
                 lambda index: captions[index], samples, text, api_visibility="private", show_progress="hidden"
             )
             with gr.Row():
-                seed = gr.Number(
-                    label="Seed", info="Another one, other pictures.", value=0, min_width=120, elem_id="draw-seed"
-                )
-                count = gr.Radio(
-                    list(range(1, DRAWN + 1)), label="Pictures", value=DRAWN, min_width=160, elem_id="draw-count"
-                )
+                numbers = list(range(1, DRAWN + 1))
+                seed = gr.Number(label="Seed", value=0, min_width=100, scale=1, elem_id="draw-seed")
+                count = gr.Radio(numbers, label="Pictures", value=DRAWN, min_width=150, scale=2, elem_id="draw-count")
             go = gr.Button("Draw", variant="primary", elem_id="draw-button")
         with gr.Column(min_width=280):
             drawn = gr.HTML(_hint("The pictures appear here."), elem_id="draw-answer", padding=False)
@@ -348,12 +352,9 @@ def _draw_naming(made: Naming, demo: Demo) -> str:
 
 def _draw_drawing(made: Drawing, demo: Demo) -> str:
     options = ImageOptions(2 * THUMBNAIL)  # twice as large as it is shown at least: small pixels stay sharp
-    figures = "".join(
-        f"<figure>{draw_picture(pixels, options)}<figcaption><b>{place}</b></figcaption></figure>"
-        for place, pixels in enumerate(made.pictures, 1)
-    )
+    figures = "".join(f"<figure>{draw_picture(pixels, options)}</figure>" for pixels in made.pictures)
     read = f"<details><summary>What the model read</summary><pre>{escape(made.prompt)}</pre></details>"
-    return f'<div class="card" role="status"><div class="found">{figures}</div>{_took(made, demo)}{read}</div>'
+    return f'<div class="card" role="status"><div class="found drawn">{figures}</div>{_took(made, demo)}{read}</div>'
 
 
 def _draw_ranking(made: Ranking, demo: Demo) -> str:

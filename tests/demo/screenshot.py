@@ -38,6 +38,9 @@ def fill(page, tab, picture):
         page.click("#few-shot-fill")
         page.wait_for_selector("#last-picture img")
         page.click("#few-shot-button")
+    elif tab == "Draw":
+        page.fill("#draw-text textarea", "a red circle")
+        page.click("#draw-button")
     elif tab == "Names":
         page.set_input_files("#names-picture input[type=file]", picture)
         page.wait_for_selector("#names-picture img")

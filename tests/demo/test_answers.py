@@ -49,7 +49,7 @@ def test_alternatives_have_the_probabilities_of_the_model(demo, files):
     assert demo.continue_prompt(shots, files[0], "a").alternatives == ()
 
 
-def test_names_have_shares_and_what_the_picture_adds_to_them(demo, files):
+def test_names_have_shares_and_what_the_picture_adds_to_them(demo, files, examples):
     made = demo.name_picture(files[1], "red, a blue patch\ntop,,red")
     names, shares, added = zip(*made.names, strict=True)
     assert {*names} == {"red", "a blue patch", "top"} and made.prompts == ("[img] This is a",)
@@ -57,7 +57,7 @@ def test_names_have_shares_and_what_the_picture_adds_to_them(demo, files):
     scores = demo.model.score([[files[1], " This is a"]], asked, normalise=True)[0].astype(np.float64)
     np.testing.assert_allclose(shares, np.exp(scores) / np.exp(scores).sum(), rtol=1e-4)
     assert list(shares) == sorted(shares, reverse=True) and len(set(shares)) == 3
-    mean = demo.model.embed_image([*files, files[0], files[3]]).mean(axis=0)[None]  # the gallery and the examples
+    mean = demo.model.embed_image([*files, *examples]).mean(axis=0)[None]
     prior = demo.model.score([[Image(0), " This is a"]], asked, normalise=True, prefixes=mean)[0]
     np.testing.assert_allclose(added, scores - prior, atol=1e-4)
     assert np.abs(added).min() > 1e-3
