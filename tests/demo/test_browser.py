@@ -3,6 +3,7 @@
 Needs the extras `demo` and `browser` and a Chromium that is installed; skipped with a reason where one is missing.
 """
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from frozen_jax.data.images import ImageOptions
 from frozen_jax.demo.examples import write_examples
 from frozen_jax.demo.limits import Limits
+from frozen_jax.page import THUMBNAIL, draw_picture
 from frozen_jax.restore import read_run
 from frozen_jax.tools.demo import serve
 from tests.demo.browser import CHROMIUM, start_browser
@@ -27,16 +30,22 @@ pytest.importorskip("playwright.sync_api", reason="the extra browser is not inst
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 
 
-@pytest.fixture(scope="module")
-def address(workdir, pictures):
+@contextlib.contextmanager
+def serve_at_free_port(path, **options):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     variables = dict(os.environ)
-    with serve(workdir, gallery=pictures, port=port, limits=LIMITS) as found:
+    with serve(path, port=port, limits=LIMITS, **options) as found:
         yield found
     os.environ.clear()
     os.environ.update(variables)
+
+
+@pytest.fixture(scope="module")
+def address(workdir, pictures):
+    with serve_at_free_port(workdir, gallery=pictures) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +57,10 @@ def browser():
 @pytest.fixture
 def open_page(address, browser):
     """Function that opens the page for another user; afterwards no request may have left this machine."""
-    hosts, errors, contexts = set(), [], []
+    hosts, visited, errors, contexts = set(), set(), [], []
 
-    def open_one():
+    def open_one(address=address):
+        visited.add(urlparse(address).netloc)
         context = browser.new_context(viewport={"width": 1200, "height": 900})
         contexts.append(context)
         page = context.new_page()
@@ -58,13 +68,13 @@ def open_page(address, browser):
         page.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
-        page.wait_for_selector("#caption-picture input[type=file]", state="attached")
+        page.wait_for_selector("input[type=file], #draw-text", state="attached")
         return page
 
     yield open_one
     for context in contexts:
         context.close()
-    assert hosts - {""} == {urlparse(address).netloc} and errors == []
+    assert hosts - {""} == visited and errors == []
 
 
 def upload(page, box, file):
@@ -156,6 +166,30 @@ def test_names_are_compared_and_what_is_missing_is_pointed_out(open_page, demo, 
     assert [row.split("\n") for row in rows] == shown
     fits = page.locator("#names-answer .fits").all_inner_texts()
     assert fits == [f"{added:+.2f}" for _, _, added in made.names if added > 0]
+
+
+def test_a_generator_has_a_page_that_draws(open_page, painter):
+    demo, directory = painter
+    with serve_at_free_port(directory) as address:
+        page = open_page(address)
+        assert page.get_by_role("tab").all_inner_texts() == ["Draw"] and page.inner_text(".head p") == demo.describe()
+        page.click("#draw-button")
+        assert "The text is empty" in read(page, "draw-answer", ".note")
+        page.click(".texts button.gallery-item >> nth=1")
+        page.fill("#draw-seed input", "7")
+        page.get_by_label("2", exact=True).check()
+        page.click("#draw-button")
+        page.wait_for_selector("#draw-answer figure")
+        page.click("#draw-answer summary")
+        text = page.input_value("#draw-text textarea")
+        assert read(page, "draw-answer", "pre") == f" {text}" and "patch at the" in text
+        options = ImageOptions(2 * THUMBNAIL)
+        drawn = [draw_picture(pixels, options) for pixels in demo.draw(text, 7, 2).pictures]
+        shown = page.evaluate("[...document.querySelectorAll('#draw-answer img')].map(one => one.src)")
+        assert len(set(shown)) == 2 and all(f'src="{one}"' in tag for one, tag in zip(shown, drawn, strict=True))
+        page.fill("#draw-seed input", "-1")
+        page.press("#draw-text textarea", "Enter")
+        page.wait_for_selector("#draw-answer .note:has-text('The seed must be a whole number')")
 
 
 def test_the_gallery_is_ranked(open_page, demo, pictures):
