@@ -1,5 +1,5 @@
-"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, names, a gallery ranked; or,
-of a model with a generator, pictures of a text.
+"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, names, a gallery ranked for a
+text; or, of a fusion, the class of a picture and a text; or, of a generator, pictures of a text.
 
 Plain functions of `api.Model`, without a browser; next: `layout.py`, which shows them.
 """
@@ -16,20 +16,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from frozen_jax.api import Model, Picture
-from frozen_jax.config import Config
 from frozen_jax.data.folders import PICTURES, existing_folder, walk
 from frozen_jax.data.images import ImageError, load_image
-from frozen_jax.data_settings import DataSettings
 from frozen_jax.demo.examples import Example
+from frozen_jax.demo.wording import Wording
 from frozen_jax.errors import UserError
-from frozen_jax.evaluate_settings import (
-    CaptionSettings,
-    ClassifySettings,
-    EvaluateSettings,
-    GenerateSettings,
-    VQASettings,
-)
 from frozen_jax.export.layout import is_export
+from frozen_jax.fusing import fuse
 from frozen_jax.meter import Meter
 from frozen_jax.naming import score_texts
 from frozen_jax.prompt import IMAGE_MARK
@@ -44,47 +37,6 @@ DRAWN = 4
 """Pictures of a text, at most."""
 GALLERY = 500
 """Pictures of a gallery, the first ones by name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Wording:
-    """How a model wants to be asked: as it was in training and in its evaluation.
-
-    Attributes:
-        question: what follows the picture, with `{question}`.
-        caption_stop, answer_stop: a text ends before the first of these.
-        max_new_tokens: of a text.
-        naming: what stands before a name, templates with `[img]`; a name's scores after them are averaged.
-        name: the name, with `{name}`.
-        caption: of a picture that is to be drawn, with `{caption}`.
-        steps, guidance: of drawing, see `api.Model.draw`.
-    """
-
-    question: str = VQASettings().query_format.removeprefix(IMAGE_MARK)
-    caption_stop: tuple[str, ...] = CaptionSettings().stop
-    answer_stop: tuple[str, ...] = VQASettings().stop
-    max_new_tokens: int = EvaluateSettings().max_new_tokens
-    naming: tuple[str, ...] = ClassifySettings().prompts
-    name: str = ClassifySettings().name_format
-    caption: str = DataSettings().caption_format
-    steps: int = GenerateSettings().steps
-    guidance: float = GenerateSettings().guidance
-
-    @classmethod
-    def of(cls, config: Config) -> Wording:
-        """Returns that of a run."""
-        asked = config.evaluate
-        return cls(
-            question=config.data.question_format,
-            caption_stop=asked.caption.stop,
-            answer_stop=asked.vqa.stop,
-            max_new_tokens=asked.max_new_tokens,
-            naming=asked.classify.prompts,
-            name=asked.classify.name_format,
-            caption=config.data.caption_format,
-            steps=asked.generate.steps,
-            guidance=asked.generate.guidance,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +84,15 @@ class Drawing:
     seconds: float
     compile_s: float
     prompt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Classes with their probabilities, the most probable first, and what it took."""
+
+    probabilities: tuple[tuple[str, float], ...]
+    seconds: float
+    compile_s: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +254,29 @@ class Demo:
             drawn = self.model.draw(texts, steps=self.wording.steps, guidance=self.wording.guidance, seed=number)
         return Drawing(drawn, meter.seconds, meter.compile_s, worded)
 
+    @property
+    def fusion(self) -> str:
+        """How picture and text are joined to name a class, as `config.fusion.kind`; "" in a model of words."""
+        fusion = self.model.network.fusion
+        return "" if fusion is None else fusion.kind
+
+    def classify(self, picture: Picture | None, text: str = "") -> Classes:
+        """Returns the probability of every class of a fusion for a picture and a text.
+
+        Args:
+            picture: asked for by every kind, also by that which reads the text alone.
+            text: as in training; the kind "image" reads none.
+
+        Raises:
+            UserError: no picture or text, one that cannot be used, or the model is no fusion.
+        """
+        item = (_given(picture), "" if self.fusion == "image" else _words(text, f"The {self.wording.item}"))
+        with self._lock, (meter := Meter()).time():
+            made = fuse(self.model, [item]).probabilities[0].tolist()
+        fusion = self.model.network.fusion
+        ranked = sorted(zip(fusion.classes if fusion else (), made, strict=True), key=lambda row: -row[1])
+        return Classes(tuple(ranked), meter.seconds, meter.compile_s)
+
     def retrieve(self, text: str) -> Ranking:
         """Ranks the gallery for a text.
 
@@ -314,6 +298,8 @@ class Demo:
         """Asks what is asked first, so that nobody waits for its compilation."""
         if self.draws:
             self.draw(example.caption, 0, DRAWN)
+        elif self.fusion:
+            self.classify(example.path, "what is this?")
         else:
             self.ask(example.path, "what is this?")
             self.caption(example.path)
@@ -323,10 +309,14 @@ class Demo:
         network, lm = self.model.network, self.model.network.lm.config
         sizes = {tower: sum(leaf.size for leaf in jax.tree.leaves(tree)) for tower, tree in self.model.params.items()}
         blind = " · blind: every picture is black to this model" if self.model.blind else ""
-        seen = f"{type(network.vision).__name__} encoder · {network.prefix_length} prefix vectors for each picture"
+        encoder = f"{type(network.vision).__name__} encoder"
         if network.generator is not None:
             side = network.generator.config.image_size
             seen = f"draws {side} x {side} pixels · generator of {_count(sizes['generator'])} parameters"
+        elif network.fusion is not None:
+            seen = f"{encoder} · fusion {self.fusion}, {len(network.fusion.classes)} classes"
+        else:
+            seen = f"{encoder} · {network.prefix_length} prefix vectors for each picture"
         read = f"language model {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(sizes['lm'])} parameters"
         return f"{seen} · {read} · on {self.device}{blind}"
 
@@ -341,23 +331,26 @@ def open_demo(path: Path, *, examples: Sequence[Path], gallery: Path | None = No
     """Loads what `frozen_jax.load` does, and the pictures of a folder.
 
     Args:
-        path: a run's workdir, a released model or an exported directory. An export does not say how it was asked in
-            training: it is asked with the wording that is the default of `config.evaluate`.
+        path: a run's workdir, also that of a fusion or a generator, a released model or an exported directory. An
+            export does not say how it was asked in training: it is asked with the wording that is the default of
+            `config.evaluate`.
         examples: pictures to try the page with, see `Demo`.
         gallery: folder of pictures, those below it included; files that are no pictures are left out.
 
     Raises:
-        UserError: as `frozen_jax.load`; a model of text alone; no folder, no picture in it, or one for a model that
-            draws.
+        UserError: as `frozen_jax.load`; a model of text alone; no folder, no picture in it, or one for a fusion or a
+            generator, which rank none.
     """
     wording = Wording() if is_export(path) else Wording.of(read_settings(path))
     model = load(path)
-    if model.network.prefix is None and model.network.generator is None:
+    network = model.network
+    if network.vision is None and network.generator is None:
         raise UserError(
-            f"{path} was trained on text alone; the demo needs a model that looks at pictures or draws them"
+            f"{path} looks at no pictures (vision.name is '') and draws none; the demo needs a model that does"
         )
-    if model.network.generator is not None and gallery is not None:
-        raise UserError(f"--gallery={gallery}: {path} draws pictures and finds none; leave the gallery out")
+    if network.prefix is None and gallery is not None:
+        does = "names classes" if network.generator is None else "draws pictures"
+        raise UserError(f"--gallery={gallery}: {path} {does} and ranks no pictures; leave the gallery out")
     found = [] if gallery is None else find_pictures(gallery, model)
     return Demo(model, name=path.resolve().name, wording=wording, examples=examples, gallery=found)
 

@@ -1,6 +1,6 @@
 """`python -m frozen_jax.tools.demo --workdir=DIR`: a web page that captions, answers, continues prompts and searches.
 
-With a generator it draws.
+With a fusion it names the class of a picture and a text, with a generator it draws.
 
 For this machine alone unless `--host` says otherwise; see docs/demo.md. What is answered is in `demo/answers.py`, the
 page in `demo/layout.py`, what it refuses in `demo/limits.py`.

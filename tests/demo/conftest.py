@@ -1,4 +1,4 @@
-"""One random two-layer model for all tests of the page, as a workdir and opened."""
+"""One random two-layer model for all tests of the page, and a fusion, as workdirs and opened."""
 
 import numpy as np
 import PIL.Image
@@ -11,19 +11,34 @@ from frozen_jax.restore import read_run
 from tests.export.cases import save_run
 
 
-@pytest.fixture(scope="session")
-def workdir(tiny_lm, tmp_path_factory):
-    """Untrained, with a prefix as large as words, so that pictures matter."""
+def make_config(tiny_lm):
     config = default_config()
     config.lm.path = str(tiny_lm)
     config.vision.name = "nf_resnet_small"
     config.vision.options = {"widths": (8,), "depths": (1,), "stem_width": 8}
-    config.prefix.layer_norm = config.data.bos = True
+    config.data.bos = True
     config.data.train = config.data.validation = "fake:8"
     config.data.image.size = 16
+    return config
+
+
+@pytest.fixture(scope="session")
+def workdir(tiny_lm, tmp_path_factory):
+    """Untrained, with a prefix as large as words, so that pictures matter."""
+    config = make_config(tiny_lm)
+    config.prefix.layer_norm = True
     config.data.question_format = " Q: {question} A:"
     config.evaluate.max_new_tokens = 6
     directory = tmp_path_factory.mktemp("demo") / "a_model"
+    save_run(config, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def fusion_workdir(tiny_lm, tmp_path_factory):
+    config = make_config(tiny_lm)
+    config.fusion.kind, config.fusion.width, config.fusion.classes = "gated", 16, ("red", "<b>blue</b>", "green")
+    directory = tmp_path_factory.mktemp("demo") / "a_fusion"
     save_run(config, directory)
     return directory
 
@@ -65,3 +80,8 @@ def painter(tiny_lm, tmp_path_factory):
     directory = tmp_path_factory.mktemp("demo") / "a_painter"
     save_run(config, directory, fill=True)
     return open_demo(directory, examples=()), directory
+
+
+@pytest.fixture(scope="session")
+def fusion_demo(fusion_workdir):
+    return open_demo(fusion_workdir, examples=())

@@ -8,10 +8,20 @@ import tempfile
 from pathlib import Path
 
 from frozen_jax.demo.examples import write_examples
+from frozen_jax.export.layout import is_export
+from frozen_jax.restore import read_settings
 from frozen_jax.tools.demo import serve
 from tests.demo.browser import start_browser
 
 TABS = ("Caption", "Ask", "Few-shot", "Names", "Gallery")
+"""Of a model of words."""
+
+
+def choose_tabs(workdir):
+    """Returns the tabs of a model's page, and that of the first picture."""
+    config = None if is_export(workdir) else read_settings(workdir)
+    alone = "Classify" if config and config.fusion.kind else "Draw" if config and config.generator.name else ""
+    return ((alone,), alone) if alone else (TABS, "Ask")
 
 
 def open_tab(page, name):
@@ -29,11 +39,12 @@ def fill(page, tab, picture):
     open_tab(page, tab)
     if tab == "Caption":
         page.set_input_files("#caption-picture input[type=file]", picture)
-    elif tab == "Ask":
-        page.set_input_files("#ask-picture input[type=file]", picture)
-        page.wait_for_selector("#ask-picture img")
-        page.fill("#ask-question textarea", "what color is the shape?")
-        page.click("#ask-button")
+    elif tab in ("Ask", "Classify"):
+        name, words = tab.lower(), "question" if tab == "Ask" else "text"
+        page.set_input_files(f"#{name}-picture input[type=file]", picture)
+        page.wait_for_selector(f"#{name}-picture img")
+        page.fill(f"#{name}-{words} textarea", "what color is the shape?")
+        page.click(f"#{name}-button")
     elif tab == "Few-shot":
         page.click("#few-shot-fill")
         page.wait_for_selector("#last-picture img")
@@ -65,12 +76,14 @@ def main(arguments=None):
     sizes = [(400, "dark"), (1200, "light"), (400, "light"), (1200, "dark")] if given.all else []
     with tempfile.TemporaryDirectory() as folder:
         examples = write_examples(Path(folder), None)
-        with serve(given.workdir, gallery=Path(folder), port=given.port) as address, start_browser() as browser:
-            for tabs, width, scheme in [(("Ask",), 1000, "light"), *((TABS, *size) for size in sizes)]:
+        every, first = choose_tabs(given.workdir)
+        gallery = Path(folder) if "Gallery" in every else None
+        with serve(given.workdir, gallery=gallery, port=given.port) as address, start_browser() as browser:
+            for tabs, width, scheme in [((first,), 1000, "light"), *((every, *size) for size in sizes)]:
                 page = browser.new_page(viewport={"width": width, "height": 700}, color_scheme=scheme)
                 page.set_default_timeout(120_000)
                 page.goto(address)
-                page.wait_for_selector("#caption-picture input[type=file]", state="attached")
+                page.wait_for_selector("input[type=file], #draw-text", state="attached")
                 for tab in tabs:
                     fill(page, tab, examples[0].path)
                     name = (

@@ -7,10 +7,12 @@ import pytest
 
 from frozen_jax import Image
 from frozen_jax.demo import answers
-from frozen_jax.demo.answers import Demo, Wording, find_pictures, list_alternatives, open_demo
+from frozen_jax.demo.answers import Demo, find_pictures, list_alternatives, open_demo
 from frozen_jax.demo.examples import COUNT, write_examples
+from frozen_jax.demo.wording import Wording
 from frozen_jax.errors import UserError
 from frozen_jax.export.write import write_pytorch
+from frozen_jax.fusing import fuse
 from frozen_jax.restore import read_run
 
 
@@ -79,6 +81,32 @@ def test_a_ranking_is_by_what_a_picture_adds(demo, files):
     assert made.rows == tuple(np.argsort(each)[::-1].tolist())
 
 
+def test_a_fusion_names_the_class_of_a_picture_and_a_text(fusion_demo, fusion_workdir, files, pictures):
+    model, asked = fusion_demo.model, "what color is the patch?"
+    made = fusion_demo.classify(files[0], f" {asked} ")
+    expected = dict(
+        zip(("red", "<b>blue</b>", "green"), fuse(model, [(files[0], asked)]).probabilities[0], strict=True)
+    )
+    assert dict(made.probabilities) == pytest.approx(expected, rel=1e-5)
+    assert [share for _, share in made.probabilities] == sorted(expected.values(), reverse=True)
+    for other in (fusion_demo.classify(files[1], asked), fusion_demo.classify(files[0], "is it?")):
+        assert dict(other.probabilities) != pytest.approx(expected, rel=1e-3)
+    network = dataclasses.replace(model.network, fusion=model.network.fusion.clone(kind="image"))
+    alone = Demo(dataclasses.replace(model, network=network), name="x", wording=Wording(item="picture"), examples=())
+    assert alone.classify(files[0]).probabilities == alone.classify(files[0], "is it?").probabilities
+    assert fusion_demo.describe() == (
+        "NFResNet encoder · fusion gated, 3 classes · language model gpt2, 2 layers, 0.0 million parameters · on CPU"
+    )
+    for call, says in (
+        (lambda: fusion_demo.classify(None, asked), "no picture yet"),
+        (lambda: fusion_demo.classify(files[0], " "), "The question is empty"),
+        (lambda: fusion_demo.classify(files[0], "patch " * 80), "64 positions"),
+        (lambda: open_demo(fusion_workdir, examples=(), gallery=pictures), "ranks no pictures"),
+    ):
+        with pytest.raises(UserError, match=says):
+            call()
+
+
 def test_a_text_is_drawn_as_the_model_draws_it(painter):
     demo, directory = painter
     made = demo.draw(" a red patch ", 3, 2.0)
@@ -101,7 +129,7 @@ def test_a_text_is_drawn_as_the_model_draws_it(painter):
         (lambda: demo.draw("a", 0.5, 1), "The seed must be"),
         (lambda: demo.draw("a", 0, 5), "The number of pictures must be a whole number from 1 to 4"),
         (lambda: demo.draw("a", 0, 0), "The number of pictures must be"),
-        (lambda: open_demo(directory, examples=(), gallery=directory), "finds none; leave the gallery out"),
+        (lambda: open_demo(directory, examples=(), gallery=directory), "draws pictures and ranks no pictures"),
     ):
         with pytest.raises(UserError, match=says):
             call()

@@ -204,6 +204,23 @@ def test_the_gallery_is_ranked(open_page, demo, pictures):
     assert loaded == [160] * 4
 
 
+def test_a_fusion_has_a_page_of_its_own(open_page, fusion_demo, fusion_workdir, pictures):
+    with serve_at_free_port(fusion_workdir) as address:
+        page = open_page(address)
+        assert page.get_by_role("tab").all_inner_texts() == ["Classify"]
+        page.get_by_text("a picture and a question together").wait_for()
+        page.click("#classify-button")
+        assert "no picture yet" in read(page, "classify-answer", ".note")
+        upload(page, "classify-picture", pictures / "2.png")
+        page.wait_for_selector("#classify-picture img")
+        page.fill("#classify-text textarea", "what color is the patch?")
+        page.press("#classify-text textarea", "Enter")
+        made = fusion_demo.classify(pictures / "2.png", "what color is the patch?").probabilities
+        assert read(page, "classify-answer") == made[0][0]
+        rows = page.locator("#classify-answer .bars li").all_inner_texts()
+        assert [row.split("\n") for row in rows] == [[name, f"{100 * share:.1f} %"] for name, share in made]
+
+
 def test_a_bad_and_a_huge_file_are_refused_in_words(open_page, address, pictures, tmp_path, capfd):
     page = open_page()
     upload(page, "caption-picture", pictures / "4.png")
