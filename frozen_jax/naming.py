@@ -37,7 +37,8 @@ class Worth(NamedTuple):
     @property
     def less_prior(self) -> Float[np.ndarray, "R C"]:
         """What each picture adds: above 0 it makes the text more probable than the mean picture does."""
-        return self.scores - self.prior
+        less: np.ndarray = self.scores - self.prior
+        return less
 
 
 def score_texts(
