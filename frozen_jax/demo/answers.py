@@ -1,5 +1,5 @@
-"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, a gallery ranked for a text;
-or, of a fusion, the class of a picture and a text.
+"""What the web page can ask a model: caption, answer, few-shot prompt with alternatives, names, a gallery ranked for a
+text; or, of a fusion, the class of a picture and a text; or, of a generator, pictures of a text.
 
 Plain functions of `api.Model`, without a browser; next: `layout.py`, which shows them.
 """
@@ -13,50 +13,30 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from frozen_jax.api import Model, Picture
-from frozen_jax.config import Config
 from frozen_jax.data.folders import PICTURES, existing_folder, walk
 from frozen_jax.data.images import ImageError, load_image
+from frozen_jax.demo.examples import Example
+from frozen_jax.demo.wording import Wording
 from frozen_jax.errors import UserError
-from frozen_jax.evaluate_settings import CaptionSettings, EvaluateSettings, VQASettings
 from frozen_jax.export.layout import is_export
 from frozen_jax.fusing import fuse
-from frozen_jax.fusion_settings import FusionSettings
 from frozen_jax.meter import Meter
-from frozen_jax.prompt import IMAGE_MARK, Image
+from frozen_jax.naming import score_texts
+from frozen_jax.prompt import IMAGE_MARK
 from frozen_jax.restore import load, read_settings
 
 LONGEST = 500
 """Characters of a question, of the words beside a picture and of all alternatives together."""
 ALTERNATIVES = 12
+NAMES, NAMES_LONGEST = 50, 1000
+"""Names that a picture is compared with, and characters of all together."""
+DRAWN = 4
+"""Pictures of a text, at most."""
 GALLERY = 500
 """Pictures of a gallery, the first ones by name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Wording:
-    """How a model wants to be asked: as it was in training and in its evaluation.
-
-    Attributes:
-        question: what follows the picture, with `{question}`.
-        caption_stop, answer_stop: a text ends before the first of these.
-        max_new_tokens: of a text.
-        item: what a fusion reads beside the picture, as `config.fusion.item` calls it.
-    """
-
-    question: str = VQASettings().query_format.removeprefix(IMAGE_MARK)
-    caption_stop: tuple[str, ...] = CaptionSettings().stop
-    answer_stop: tuple[str, ...] = VQASettings().stop
-    max_new_tokens: int = EvaluateSettings().max_new_tokens
-    item: str = FusionSettings().item
-
-    @classmethod
-    def of(cls, config: Config) -> Wording:
-        """Returns that of a run."""
-        asked = config.evaluate
-        stops = (asked.caption.stop, asked.vqa.stop)
-        return cls(config.data.question_format, *stops, asked.max_new_tokens, config.fusion.item)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +58,32 @@ class Answer:
     compile_s: float
     prompt: str
     alternatives: tuple[tuple[str, float, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """How well names fit a picture, and what it took.
+
+    Attributes:
+        names: (name, share of it among these, nats per token that the picture adds to it), the likeliest first.
+        seconds, compile_s: as of an answer.
+        prompts: what the model read before each name, verbatim.
+    """
+
+    names: tuple[tuple[str, float, float], ...]
+    seconds: float
+    compile_s: float
+    prompts: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Pictures of a text, what it took, and the text as the model read it."""
+
+    pictures: UInt8[np.ndarray, "R height width 3"]
+    seconds: float
+    compile_s: float
+    prompt: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,17 +116,39 @@ class Demo:
         device: that computes, by its maker's name.
     """
 
-    def __init__(self, model: Model, *, name: str, wording: Wording, gallery: Sequence[Path] = ()):
-        """Encodes the gallery.
+    def __init__(
+        self,
+        model: Model,
+        *,
+        name: str,
+        wording: Wording,
+        examples: Sequence[Path],
+        gallery: Sequence[Path] = (),
+    ):
+        """Encodes the gallery and the examples.
+
+        Args:
+            model: that answers.
+            name: of it, for people.
+            wording: of its prompts.
+            examples: at least one picture; the mean of these and of the gallery is the mean picture for names.
+            gallery: pictures that can be searched.
 
         Raises:
-            UserError: a picture of the gallery cannot be opened.
+            UserError: one of the pictures cannot be opened.
         """
         self.model, self.name, self.wording, self.gallery = model, name, wording, tuple(gallery)
         kinds = {device.device_kind for leaf in jax.tree.leaves(model.params) for device in leaf.devices()}
         self.device = ", ".join(sorted(kind.upper() if kind == "cpu" else kind for kind in kinds))
         self._lock = threading.Lock()
-        self._table = model.embed_image(self.gallery) if self.gallery else None
+        if model.network.prefix is not None:
+            known = model.embed_image([*self.gallery, *examples])
+            self._table, self._mean = known[: len(self.gallery)], known.mean(axis=0)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws pictures; it reads none then, and writes no words."""
+        return self.model.network.generator is not None
 
     def caption(self, picture: Picture | None) -> Answer:
         """Captions a picture.
@@ -165,7 +193,7 @@ class Demo:
                 raise UserError(f"Example {number} has no {lacks}. Add it, or empty the example.")
             parts += [shot, f" {_words(text, f'Example {number}')}"]
         parts += [_given(picture), *([f" {_words(words, 'The last text')}"] if words.strip() else [])]
-        wanted = list_alternatives(alternatives)
+        wanted = list_alternatives(alternatives, "alternatives")
         answer = self._complete(parts, stop=self.wording.answer_stop)
         if not wanted:
             return answer
@@ -182,6 +210,49 @@ class Demo:
             compile_s=answer.compile_s + meter.compile_s,
             alternatives=tuple(ranked),
         )
+
+    def name_picture(self, picture: Picture | None, names: str) -> Naming:
+        """Says how well names fit a picture: as classes, of which one is right, and as tags, each by itself.
+
+        The first is the softmax of the names' log-probabilities per token, as in the task `classify`; the second is the
+        log-probability per token less that after the mean picture, as in the task `tag`.
+
+        Args:
+            picture: that is named.
+            names: separated by commas or line ends.
+
+        Raises:
+            UserError: no picture or no names, too many of them, or one that the language model has no room for.
+        """
+        given, wanted = _given(picture), list_alternatives(names, "names", most=NAMES, longest=NAMES_LONGEST)
+        if not wanted:
+            raise UserError("There are no names yet. Type some, separated by commas.")
+        with self._lock, (meter := Meter()).time():
+            table = self.model.embed_image([given])
+            texts = [self.wording.name.format(name=name) for name in wanted]
+            worth = score_texts(self.model, table, texts, prompts=self.wording.naming, mean=self._mean)
+        shares = np.exp(worth.scores[0] - np.logaddexp.reduce(worth.scores[0]))
+        rows = zip(wanted, shares.tolist(), worth.less_prior[0].tolist(), strict=True)
+        ranked = tuple(sorted(rows, key=lambda row: -row[1]))
+        return Naming(ranked, meter.seconds, meter.compile_s, self.wording.naming)
+
+    def draw(self, text: str, seed: int | float | None, count: int | float | None) -> Drawing:
+        """Draws pictures of a text, the same ones for the same seed, by a model with a generator.
+
+        Args:
+            text: a caption; it is worded as in training.
+            seed: a whole number in 0..2**31 - 1.
+            count: of pictures, 1..`DRAWN`, each from noise of its own.
+
+        Raises:
+            UserError: no text, one that is too long, or a number out of range.
+        """
+        worded = self.wording.caption.format(caption=_words(text, "The text"))
+        number = _whole(seed, "The seed", least=0, most=2**31 - 1)
+        texts = [worded] * _whole(count, "The number of pictures", least=1, most=DRAWN)
+        with self._lock, (meter := Meter()).time():
+            drawn = self.model.draw(texts, steps=self.wording.steps, guidance=self.wording.guidance, seed=number)
+        return Drawing(drawn, meter.seconds, meter.compile_s, worded)
 
     @property
     def fusion(self) -> str:
@@ -206,14 +277,6 @@ class Demo:
         ranked = sorted(zip(fusion.classes if fusion else (), made, strict=True), key=lambda row: -row[1])
         return Classes(tuple(ranked), meter.seconds, meter.compile_s)
 
-    def warm_up(self, picture: Picture) -> None:
-        """Asks what is asked first, so that nobody waits for its compilation."""
-        if self.fusion:
-            self.classify(picture, "what is this?")
-        else:
-            self.ask(picture, "what is this?")
-            self.caption(picture)
-
     def retrieve(self, text: str) -> Ranking:
         """Ranks the gallery for a text.
 
@@ -223,30 +286,39 @@ class Demo:
         Raises:
             UserError: no text, or no gallery.
         """
-        if self._table is None:
+        if not self.gallery:
             raise UserError("There is no gallery. Start the demo with --gallery=FOLDER.")
         wanted = f" {_words(text, 'The text')}"
         with self._lock, (meter := Meter()).time():
-            table = np.concatenate([self._table, self._table.mean(axis=0, keepdims=True)])
-            prompts = [[Image(row)] for row in range(len(table))]
-            scores = self.model.score(prompts, [wanted], normalise=True, prefixes=table)[:, 0]
-        scores = scores[:-1] - scores[-1]
+            scores = score_texts(self.model, self._table, [wanted]).less_prior[:, 0]
         order = np.argsort(-scores, kind="stable")
         return Ranking(tuple(order.tolist()), tuple(scores[order].tolist()), meter.seconds, meter.compile_s)
 
+    def warm_up(self, example: Example) -> None:
+        """Asks what is asked first, so that nobody waits for its compilation."""
+        if self.draws:
+            self.draw(example.caption, 0, DRAWN)
+        elif self.fusion:
+            self.classify(example.path, "what is this?")
+        else:
+            self.ask(example.path, "what is this?")
+            self.caption(example.path)
+
     def describe(self) -> str:
-        """Returns in one line what answers: encoder, prefix, language model, where it computes."""
+        """Returns in one line what answers: encoder and prefix or generator, language model, where it computes."""
         network, lm = self.model.network, self.model.network.lm.config
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.model.params["lm"]))
+        sizes = {tower: sum(leaf.size for leaf in jax.tree.leaves(tree)) for tower, tree in self.model.params.items()}
         blind = " · blind: every picture is black to this model" if self.model.blind else ""
-        joined = f"{network.prefix_length} prefix vectors for each picture"
-        if network.fusion is not None:
-            joined = f"fusion {self.fusion}, {len(network.fusion.classes)} classes"
-        return (
-            f"{type(network.vision).__name__} encoder · {joined} · "
-            f"language model {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(count)} parameters · "
-            f"on {self.device}{blind}"
-        )
+        encoder = f"{type(network.vision).__name__} encoder"
+        if network.generator is not None:
+            side = network.generator.config.image_size
+            seen = f"draws {side} x {side} pixels · generator of {_count(sizes['generator'])} parameters"
+        elif network.fusion is not None:
+            seen = f"{encoder} · fusion {self.fusion}, {len(network.fusion.classes)} classes"
+        else:
+            seen = f"{encoder} · {network.prefix_length} prefix vectors for each picture"
+        read = f"language model {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(sizes['lm'])} parameters"
+        return f"{seen} · {read} · on {self.device}{blind}"
 
     def _complete(self, parts: Sequence[str | Picture], *, stop: tuple[str, ...]) -> Answer:
         with self._lock, (meter := Meter()).time():
@@ -255,26 +327,32 @@ class Demo:
         return Answer(text.strip(), text, meter.seconds, meter.compile_s, shown)
 
 
-def open_demo(path: Path, *, gallery: Path | None = None) -> Demo:
+def open_demo(path: Path, *, examples: Sequence[Path], gallery: Path | None = None) -> Demo:
     """Loads what `frozen_jax.load` does, and the pictures of a folder.
 
     Args:
-        path: a run's workdir, also that of a fusion, a released model or an exported directory. An export does not say
-            how it was asked in training: it is asked with the wording of `config.evaluate.vqa`.
+        path: a run's workdir, also that of a fusion or a generator, a released model or an exported directory. An
+            export does not say how it was asked in training: it is asked with the wording that is the default of
+            `config.evaluate`.
+        examples: pictures to try the page with, see `Demo`.
         gallery: folder of pictures, those below it included; files that are no pictures are left out.
 
     Raises:
-        UserError: as `frozen_jax.load`; a model that looks at no pictures; no folder, no picture in it, or one for a
-            fusion, which ranks none.
+        UserError: as `frozen_jax.load`; a model of text alone; no folder, no picture in it, or one for a fusion or a
+            generator, which rank none.
     """
     wording = Wording() if is_export(path) else Wording.of(read_settings(path))
     model = load(path)
-    if model.network.vision is None:
-        raise UserError(f"{path} looks at no pictures (vision.name is ''); the demo needs a model that does")
-    if model.network.fusion is not None and gallery is not None:
-        raise UserError(f"--gallery={gallery}: {path} names classes and ranks no pictures; leave the gallery out")
+    network = model.network
+    if network.vision is None and network.generator is None:
+        raise UserError(
+            f"{path} looks at no pictures (vision.name is '') and draws none; the demo needs a model that does"
+        )
+    if network.prefix is None and gallery is not None:
+        does = "names classes" if network.generator is None else "draws pictures"
+        raise UserError(f"--gallery={gallery}: {path} {does} and ranks no pictures; leave the gallery out")
     found = [] if gallery is None else find_pictures(gallery, model)
-    return Demo(model, name=path.resolve().name, wording=wording, gallery=found)
+    return Demo(model, name=path.resolve().name, wording=wording, examples=examples, gallery=found)
 
 
 def find_pictures(folder: Path, model: Model) -> list[Path]:
@@ -297,16 +375,22 @@ def find_pictures(folder: Path, model: Model) -> list[Path]:
     return found
 
 
-def list_alternatives(text: str) -> list[str]:
+def list_alternatives(text: str, what: str, *, most: int = ALTERNATIVES, longest: int = LONGEST) -> list[str]:
     """Returns the different alternatives in a text that separates them by commas or line ends.
 
+    Args:
+        text: from a person.
+        what: they are, for people.
+        most: of them.
+        longest: characters of all together.
+
     Raises:
-        UserError: more than `ALTERNATIVES`, or too long.
+        UserError: more than `most`, or too long.
     """
-    _check_length(text, "The list of alternatives")
+    _check_length(text, f"The list of {what}", longest)
     found = list(dict.fromkeys(one.strip() for one in text.replace("\n", ",").split(",") if one.strip()))
-    if len(found) > ALTERNATIVES:
-        raise UserError(f"{len(found)} alternatives are too many. Give at most {ALTERNATIVES}.")
+    if len(found) > most:
+        raise UserError(f"{len(found)} {what} are too many. Give at most {most}.")
     return found
 
 
@@ -323,9 +407,15 @@ def _words(text: str, what: str) -> str:
     return text.strip()
 
 
-def _check_length(text: str, what: str) -> None:
-    if len(text) > LONGEST:
-        raise UserError(f"{what} has {len(text)} characters. Use at most {LONGEST}.")
+def _whole(number: int | float | None, what: str, *, least: int, most: int) -> int:
+    if number is None or not least <= number <= most or number != int(number):
+        raise UserError(f"{what} must be a whole number from {least} to {most}.")
+    return int(number)
+
+
+def _check_length(text: str, what: str, longest: int = LONGEST) -> None:
+    if len(text) > longest:
+        raise UserError(f"{what} has {len(text)} characters. Use at most {longest}.")
 
 
 def _count(number: int) -> str:

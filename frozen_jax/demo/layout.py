@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from frozen_jax.data.images import FORMATS, ImageError, ImageOptions
-from frozen_jax.demo.answers import ALTERNATIVES, LONGEST, Answer, Classes, Demo, Ranking
+from frozen_jax.data.images import FORMATS, ImageError
+from frozen_jax.demo.answers import ALTERNATIVES, DRAWN, LONGEST, NAMES, NAMES_LONGEST, Demo
+from frozen_jax.demo.cards import (
+    draw_answer,
+    draw_classes,
+    draw_drawing,
+    draw_header,
+    draw_hint,
+    draw_naming,
+    draw_note,
+    draw_ranking,
+)
 from frozen_jax.demo.examples import Example
 from frozen_jax.errors import UserError
-from frozen_jax.page import draw_picture, escape
 
 STYLE = Path(__file__).parent.parent / "assets" / "demo.css"
 DROP = "Drop a picture, or click"
 SHOTS = 4
-SHOWN = 12
-"""Pictures of a ranking, and classes."""
 _READS = {
     "image": "This model names the class of a picture.",
     "text": "This model names a class by the text alone: another picture changes nothing.",
@@ -82,9 +89,11 @@ def build_page(gr: Any, demo: Demo, examples: Sequence[Example], *, stored_s: in
         samples.click(lambda index: paths[index], samples, target, api_visibility="private", show_progress="hidden")
 
     with gr.Blocks(title=f"{demo.name} · frozen_jax", analytics_enabled=False, delete_cache=(60, stored_s)) as page:
-        gr.HTML(_header(demo), padding=False)
+        gr.HTML(draw_header(demo), padding=False)
         if demo.fusion:
             _add_classes(gr, demo, picture, offer, on)
+        elif demo.draws:
+            _add_draw(gr, demo, examples, on)
         else:
             _add_words(gr, demo, examples, picture, offer, on)
     return page
@@ -115,10 +124,10 @@ def _add_words(
             shown = picture(elem_id="caption-picture")
             offer(shown)
         with gr.Column(min_width=280):
-            caption = gr.HTML(_hint("The caption appears here."), elem_id="caption-answer", padding=False)
+            caption = gr.HTML(draw_hint("The caption appears here."), elem_id="caption-answer", padding=False)
         on(
             shown.change,
-            _safely(lambda given: _draw_answer(demo.caption(given), demo), idle=True),
+            _safely(lambda given: draw_answer(demo.caption(given), demo), idle=True),
             [shown],
             caption,
         )
@@ -131,15 +140,36 @@ def _add_words(
                 label="Question", placeholder="what color is the shape?", max_length=LONGEST, elem_id="ask-question"
             )
             ask = gr.Button("Ask", variant="primary", elem_id="ask-button")
-            answer = gr.HTML(_hint("The answer appears here."), elem_id="ask-answer", padding=False)
+            answer = gr.HTML(draw_hint("The answer appears here."), elem_id="ask-answer", padding=False)
         on(
             [ask.click, question.submit],
-            _safely(lambda given, text: _draw_answer(demo.ask(given, text), demo)),
+            _safely(lambda given, text: draw_answer(demo.ask(given, text), demo)),
             [asked, question],
             answer,
         )
     with gr.Tab("Few-shot", id="few-shot"):
         _add_few_shot(gr, demo, examples, picture, on)
+    with gr.Tab("Names", id="names"), gr.Row(elem_classes="pair"):
+        with gr.Column(min_width=280):
+            named = picture(elem_id="names-picture")
+            offer(named)
+        with gr.Column(min_width=280):
+            names = gr.Textbox(
+                label="Names, separated by commas",
+                info=f"Classes, of which one is right, or tags, of which many may be; at most {NAMES}.",
+                placeholder="circle, triangle, rectangle",
+                lines=2,
+                max_length=NAMES_LONGEST,
+                elem_id="names-list",
+            )
+            name = gr.Button("Compare", variant="primary", elem_id="names-button")
+            worth = gr.HTML(draw_hint("How well each name fits appears here."), elem_id="names-answer", padding=False)
+        on(
+            [name.click, names.submit],
+            _safely(lambda given, wanted: draw_naming(demo.name_picture(given, wanted), demo)),
+            [named, names],
+            worth,
+        )
     if demo.gallery:
         with gr.Tab("Gallery", id="gallery"):
             gr.Markdown(f"{len(demo.gallery)} pictures, ranked by how probable each makes your words.")
@@ -153,10 +183,10 @@ def _add_words(
                     scale=5,
                 )
                 find = gr.Button("Search", variant="primary", elem_id="gallery-button", scale=1, min_width=120)
-            found = gr.HTML(_hint("The pictures appear here."), elem_id="gallery-answer", padding=False)
+            found = gr.HTML(draw_hint("The pictures appear here."), elem_id="gallery-answer", padding=False)
             on(
                 [find.click, text.submit],
-                _safely(lambda wanted: _draw_ranking(demo.retrieve(wanted), demo)),
+                _safely(lambda wanted: draw_ranking(demo.retrieve(wanted), demo)),
                 [text],
                 found,
             )
@@ -181,13 +211,45 @@ def _add_classes(
                     visible=demo.fusion != "image",
                 )
                 go = gr.Button("Classify", variant="primary", elem_id="classify-button")
-                answer = gr.HTML(_hint("The classes appear here."), elem_id="classify-answer", padding=False)
+                answer = gr.HTML(draw_hint("The classes appear here."), elem_id="classify-answer", padding=False)
             on(
                 [go.click, words.submit],
-                _safely(lambda given, text: _draw_classes(demo.classify(given, text), demo)),
+                _safely(lambda given, text: draw_classes(demo.classify(given, text), demo)),
                 [shown, words],
                 answer,
             )
+
+
+def _add_draw(gr: Any, demo: Demo, examples: Sequence[Example], on: Callable[..., None]) -> None:
+    captions = [example.caption for example in examples]
+    with gr.Tab("Draw", id="draw"), gr.Row(elem_classes="pair"):
+        with gr.Column(min_width=280):
+            text = gr.Textbox(
+                label="What to draw", placeholder=captions[0], max_length=LONGEST, elem_id="draw-text", autofocus=True
+            )
+            samples = gr.Dataset(
+                components=[text],
+                samples=[[one] for one in captions],
+                type="index",
+                label="Or try one of these",
+                elem_classes="texts",
+            )
+            samples.click(
+                lambda index: captions[index], samples, text, api_visibility="private", show_progress="hidden"
+            )
+            with gr.Row():
+                numbers = list(range(1, DRAWN + 1))
+                seed = gr.Number(label="Seed", value=0, min_width=100, scale=1, elem_id="draw-seed")
+                count = gr.Radio(numbers, label="Pictures", value=DRAWN, min_width=150, scale=2, elem_id="draw-count")
+            go = gr.Button("Draw", variant="primary", elem_id="draw-button")
+        with gr.Column(min_width=280):
+            drawn = gr.HTML(draw_hint("The pictures appear here."), elem_id="draw-answer", padding=False)
+        on(
+            [go.click, text.submit],
+            _safely(lambda *given: draw_drawing(demo.draw(*given), demo)),
+            [text, seed, count],
+            drawn,
+        )
 
 
 def _add_few_shot(
@@ -229,7 +291,7 @@ def _add_few_shot(
             with gr.Row():
                 fill = gr.Button("Example", min_width=140, elem_id="few-shot-fill")
                 go = gr.Button("Continue", variant="primary", min_width=140, elem_id="few-shot-button")
-            answer = gr.HTML(_hint("The answer appears here."), elem_id="few-shot-answer", padding=False)
+            answer = gr.HTML(draw_hint("The answer appears here."), elem_id="few-shot-answer", padding=False)
     fields = [*shots, last, words, alternatives]
     filled = make_few_shot(examples)
     fill.click(lambda: filled, None, fields, api_visibility="private", show_progress="hidden")
@@ -237,7 +299,7 @@ def _add_few_shot(
     def call(*given: Any) -> str:
         *pairs, shown, asked, wanted = given
         made = demo.continue_prompt(list(zip(pairs[::2], pairs[1::2], strict=True)), shown, asked, wanted)
-        return _draw_answer(made, demo, verbatim=True)
+        return draw_answer(made, demo, verbatim=True)
 
     on([go.click], _safely(call), fields, answer)
 
@@ -262,77 +324,15 @@ def _safely(call: Callable[..., str], *, idle: bool = False) -> Callable[..., st
 
     def answer(*given: Any) -> str:
         if idle and given == (None,):
-            return _hint("The caption appears here.")
+            return draw_hint("The caption appears here.")
         try:
             return call(*given)
         except ImageError as error:
-            return _note(_REASONS[error.reason])
+            return draw_note(_REASONS[error.reason])
         except UserError as error:
-            return _note(str(error))
+            return draw_note(str(error))
         except Exception:
             traceback.print_exc(file=sys.stderr)
-            return _note("Something went wrong on this side. Whoever runs the page finds the reason in its log.")
+            return draw_note("Something went wrong on this side. Whoever runs the page finds the reason in its log.")
 
     return answer
-
-
-def _header(demo: Demo) -> str:
-    return f'<header class="head"><h1>{escape(demo.name)}</h1><p>{escape(demo.describe())}</p></header>'
-
-
-def _hint(words: str) -> str:
-    return f'<div class="card hint" role="status">{escape(words)}</div>'
-
-
-def _note(words: str) -> str:
-    return f'<div class="card note" role="alert">{escape(words)}</div>'
-
-
-def _took(made: Answer | Classes | Ranking, demo: Demo) -> str:
-    compiled = f", of these {made.compile_s:.2f} s compiling for this length" if made.compile_s > 0.05 else ""
-    return f'<p class="took">{made.seconds:.2f} s on {escape(demo.device)}{compiled}</p>'
-
-
-def _draw_answer(made: Answer, demo: Demo, *, verbatim: bool = False) -> str:
-    text = f"<bdi>{escape(made.text)}</bdi>" if made.text else '<span class="faint">(nothing)</span>'
-    bars = ""
-    if made.alternatives:
-        held = sum(probability for _, probability, _ in made.alternatives)
-        bars = _draw_bars((name, share) for name, _, share in made.alternatives) + (
-            '<p class="took">Shares among these; together the model gives them '
-            f"{100 * min(held, 1):.2g} % of all that could follow.</p>"
-        )
-    read = f"<details><summary>What the model read</summary><pre>{escape(made.prompt)}</pre></details>"
-    shown = f'<p class="text">{text}</p>{bars}{_took(made, demo)}{read if verbatim else ""}'
-    return f'<div class="card" role="status">{shown}</div>'
-
-
-def _draw_classes(made: Classes, demo: Demo) -> str:
-    best = made.probabilities[:SHOWN]
-    left = len(made.probabilities) - len(best)
-    more = f'<p class="took">The {len(best)} most probable of {left + len(best)} classes.</p>' if left else ""
-    shown = f'<p class="text"><bdi>{escape(best[0][0])}</bdi></p>{_draw_bars(best)}{more}{_took(made, demo)}'
-    return f'<div class="card" role="status">{shown}</div>'
-
-
-def _draw_bars(shares: Iterable[tuple[str, float]]) -> str:
-    bars = "".join(
-        f'<li><span class="name"><bdi>{escape(name)}</bdi></span>'
-        f'<span class="track"><i style="width: {100 * share:.1f}%"></i></span>'
-        f'<span class="value">{100 * share:.1f} %</span></li>'
-        for name, share in shares
-    )
-    return f'<ul class="bars">{bars}</ul>'
-
-
-def _draw_ranking(made: Ranking, demo: Demo) -> str:
-    options = ImageOptions(160, fit=demo.model.images.fit, max_pixels=demo.model.images.max_pixels)
-    figures = "".join(
-        f"<figure>{draw_picture(demo.gallery[row], options)}"
-        f"<figcaption><b>{place}</b><bdi>{escape(demo.gallery[row].name)}</bdi><span>{score:+.2f}</span></figcaption></figure>"
-        for place, (row, score) in enumerate(zip(made.rows[:SHOWN], made.scores, strict=False), 1)
-    )
-    words = (
-        "Numbers: how much more probable the words are after this picture than after an average one, in nats per token."
-    )
-    return f'<div role="status"><div class="found">{figures}</div>{_took(made, demo)}<p class="took">{words}</p></div>'

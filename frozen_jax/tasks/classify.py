@@ -1,10 +1,10 @@
 """Closed-set classification: the class whose name is the most probable after the prompt, per token of the name.
 
-With several prompts their scores are averaged. Beside it, where asked for: the same after answered pictures (in
-context), and heads on the encoder's pooled features. Metrics are in `metrics/classification.py`; figures in percent.
+Scores are those of `naming.py`. Beside them, where asked for: the same after answered pictures (in context), and heads
+on the encoder's pooled features. Metrics are in `metrics/classification.py`; figures in percent.
 
 `less_prior` is the same less what each name is worth after the mean picture: a name that the model likes to say,
-whatever it sees, is then no likelier than others (contextual calibration, Zhao et al., arXiv 2102.09690).
+whatever it sees, is then no likelier than others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.heads import fit_head
 from frozen_jax.metrics.classification import expected_calibration_error, top_k_accuracy
+from frozen_jax.naming import lay_question, score_texts
 from frozen_jax.processes import is_first
-from frozen_jax.prompt import Image, Prompt, fill, show
+from frozen_jax.prompt import Image, fill, show
 from frozen_jax.report import draw_confusion
 from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
@@ -76,17 +77,16 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         section = sections.setdefault("classify" if not count else f"classify_shots_{count}", {**baselines})
         if count:
             section |= {"shots_from": settings.shot_source or config.data.train, "shots": count}
+        shots = [
+            (len(records) + place, settings.name_format.format(name=class_of(shown[place], tag=settings.tag)))
+            for place in _draw_shots(shown, count, seed=config.seed)
+        ]
         for name, model, table in views:
-            table = np.concatenate([table, table[: len(records)].mean(axis=0, keepdims=True)])
-            rows = (*range(len(records)), len(table) - 1)
-            scores = np.zeros((len(rows), len(classes)))
-            for prompt in settings.prompts:
-                before = _lay_shots(prompt, shown, count, settings.name_format, config, first_row=len(records))
-                asked = [before + fill(prompt, Image(row)) for row in rows]
-                scores += model.score(asked, names, normalise=True, prefixes=table) / len(settings.prompts)
-            scores, prior = scores[:-1], scores[-1]
+            answered = [(table[row], answer) for row, answer in shots]
+            worth = score_texts(model, table[: len(records)], names, prompts=settings.prompts, shots=answered)
+            scores = worth.scores
             section[name] = score_classes(scores, targets)
-            without = score_classes(scores - prior, targets)
+            without = score_classes(worth.less_prior, targets)
             section[name] |= {f"less_prior_{key}": value for key, value in without.items() if key != "ece"}
             if name == "seeing" and is_first():
                 draw_confusion(directory / f"{config.evaluate.report}_confusion_{count}.png", scores, targets, classes)
@@ -94,7 +94,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
                 guesses = scores.argmax(axis=1)
                 samples = collect_samples(
                     "classify",
-                    asked[:-1],
+                    [lay_question(settings.prompts[-1], row, shots=shots) for row in range(len(records))],
                     [names[guess] for guess in guesses],
                     [[names[target]] for target in targets],
                     (guesses == targets).tolist(),
@@ -143,18 +143,10 @@ def _read_pool(config: Config, classes: Sequence[str]) -> list[Record]:
     return records
 
 
-def _lay_shots(
-    prompt: str, pool: Sequence[Record], count: int, name_format: str, config: Config, *, first_row: int
-) -> Prompt:
-    """Returns `count` answered pictures, the same for all queries, a line each."""
-    if not count:
-        return ()
-    rng = sample_rng(config.seed, 0, 0, stream="classify shots")
-    before: Prompt = ()
-    for place in rng.choice(len(pool), size=count, replace=False):
-        name = name_format.format(name=class_of(pool[place], tag=config.evaluate.classify.tag))
-        before += (*fill(prompt, Image(first_row + int(place))), f"{name}\n")
-    return before
+def _draw_shots(pool: Sequence[Record], count: int, *, seed: int) -> list[int]:
+    """Returns the places of `count` pictures, the same for all queries."""
+    rng = sample_rng(seed, 0, 0, stream="classify shots")
+    return [int(place) for place in rng.choice(len(pool), size=count, replace=False)] if count else []
 
 
 def _score_by_head(

@@ -20,6 +20,7 @@ from frozen_jax.data.records import Question, Record
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.metrics.retrieval import DirectionScores, score_direction, score_retrieval
+from frozen_jax.naming import Worth, score_texts
 from frozen_jax.prompt import Image, Prompt, fill, show
 from frozen_jax.tasks.controls import (
     Models,
@@ -91,18 +92,18 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     }
     samples: list[Sample] = []
     order = shuffle_without_fixed_points(len(captioned), seed=config.seed)
-    likelihood: np.ndarray
+    likelihood: Worth
     states: np.ndarray
     for view in list_views(models, pictures, seed=config.seed):
         model, table = view.model, view.table
         if view.name == "shuffled":  # another picture's answers are those that it got itself
-            likelihood, states = likelihood[order], states[order]
+            likelihood, states = Worth(likelihood.scores[order], likelihood.prior), states[order]
         else:
-            likelihood = model.score(prompts, texts, normalise=True, prefixes=table)
+            likelihood = score_texts(model, table, texts, prompts=(settings.prompt,))
             states = model.embed_prompts(prompts, prefixes=table)
         ranked = {
-            "likelihood": likelihood,
-            "likelihood_prior": likelihood - score_prior(model, prompts[0], texts, table)[None, :],
+            "likelihood": likelihood.scores,
+            "likelihood_prior": likelihood.less_prior,
             "states": _cosines(states, model.embed_text(texts)),
         }
         vectors = {"states": _cosines(states, states), "prefix": _cosines(table.mean(axis=1), table.mean(axis=1))}
@@ -190,16 +191,6 @@ def order_questions(record: Record, row: int, *, seed: int) -> list[Question]:
     answered = [question for question in record.questions if question.answers]
     order = sample_rng(seed, 0, row, stream="dialogue").permutation(len(answered))
     return [answered[place] for place in order]
-
-
-def score_prior(
-    model: Model, prompt: Prompt, texts: Sequence[str], table: Float[np.ndarray, "R P D"]
-) -> Float[np.ndarray, " captions"]:
-    """Returns what texts are worth per token after the mean picture: what they owe to the language alone."""
-    mean = table.mean(axis=0, keepdims=True)
-    plain = tuple(Image(0) if isinstance(part, Image) else part for part in prompt)
-    worth: np.ndarray = model.score([plain], texts, normalise=True, prefixes=mean)[0]
-    return worth
 
 
 def _cosines(rows: Float[np.ndarray, "R W"], columns: Float[np.ndarray, "C W"]) -> Float[np.ndarray, "R C"]:

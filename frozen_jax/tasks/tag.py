@@ -1,8 +1,8 @@
 """Tags: which words of a vocabulary belong to a picture, any number of them; figures in percent.
 
-Scored, each tag by its log-probability per token after the picture less that after the mean picture, with a threshold
-for each tag chosen on other pictures; and generated, as those tags that occur in what the model writes. The metrics are
-in `metrics/classification.py`.
+Scored, each tag by its log-probability per token after the picture less that after the mean picture (`naming.py`), with
+a threshold for each tag chosen on other pictures; and generated, as those tags that occur in what the model writes. The
+metrics are in `metrics/classification.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.heads import fit_head
 from frozen_jax.metrics.classification import f1_scores, mean_average_precision
+from frozen_jax.naming import score_texts
 from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, fill, show
 from frozen_jax.report import draw_answers
@@ -34,7 +35,6 @@ from frozen_jax.tasks.controls import (
     shuffle_without_fixed_points,
     source_line,
 )
-from frozen_jax.tasks.retrieval import score_prior
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 
@@ -81,7 +81,6 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     samples: list[Sample] = []
     pictures = images_of([*records, *held])
     names = [settings.tag_format.format(tag=tag) for tag in vocabulary]
-    prompts = [fill(settings.prompt, Image(row)) for row in range(len(pictures))]
     asked = [fill(settings.list_prompt, Image(row)) for row in range(len(records))]
     generated: dict[str, Any] = {"chance": figures["chance"]}
     scores: np.ndarray
@@ -89,8 +88,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         if name == "shuffled":  # another picture's scores are those that it got itself
             scores = scores[shuffle_without_fixed_points(len(pictures), seed=config.seed)]
         else:
-            scores = model.score(prompts, names, normalise=True, prefixes=table)
-            scores = scores - score_prior(model, prompts[0], names, table)[None, :]
+            scores = score_texts(model, table, names, prompts=(settings.prompt,)).less_prior
         figures[name] = score_tags(scores[: len(records)], actual, scores[len(records) :], calibration)
         texts = model.generate(asked, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=table)
         made = np.array([[find_tag(tag, text) for tag in vocabulary] for text in texts])

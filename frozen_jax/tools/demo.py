@@ -1,6 +1,6 @@
 """`python -m frozen_jax.tools.demo --workdir=DIR`: a web page that captions, answers, continues prompts and searches.
 
-With a fusion it names the class of a picture and a text.
+With a fusion it names the class of a picture and a text, with a generator it draws.
 
 For this machine alone unless `--host` says otherwise; see docs/demo.md. What is answered is in `demo/answers.py`, the
 page in `demo/layout.py`, what it refuses in `demo/limits.py`.
@@ -55,10 +55,10 @@ def serve(
     allowed = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="frozen_jax_demo_") as folder:
         gradio = import_gradio(Path(folder))
-        demo = open_demo(path, gallery=gallery)
         examples = write_examples(Path(folder), None if is_export(path) else read_settings(path))
+        demo = open_demo(path, examples=[example.path for example in examples], gallery=gallery)
         page = build_page(gradio, demo, examples, stored_s=allowed.stored_s)
-        demo.warm_up(examples[0].path)
+        demo.warm_up(examples[0])
         page.queue(max_size=allowed.waiting, api_open=False)
         try:
             _, address, _ = page.launch(

@@ -6,6 +6,8 @@ import pytest
 
 from frozen_jax.config import default_config
 from frozen_jax.demo.answers import open_demo
+from frozen_jax.demo.examples import write_examples
+from frozen_jax.restore import read_run
 from tests.export.cases import save_run
 
 
@@ -54,10 +56,32 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def demo(workdir, pictures):
-    return open_demo(workdir, gallery=pictures)
+def examples(workdir, tmp_path_factory):
+    """Those of the page."""
+    return [example.path for example in write_examples(tmp_path_factory.mktemp("examples"), read_run(workdir))]
+
+
+@pytest.fixture(scope="session")
+def demo(workdir, pictures, examples):
+    return open_demo(workdir, examples=examples, gallery=pictures)
+
+
+@pytest.fixture(scope="session")
+def painter(tiny_lm, tmp_path_factory):
+    """A generator that is not trained, opened; its workdir is beside it."""
+    config = default_config()
+    config.lm.path = str(tiny_lm)
+    config.generator.update({"name": "unet", "queries": 2, "width": 16, "channels": (16, 16)})
+    config.data.train = config.data.validation = "fake:8"
+    config.data.image.size = 16
+    config.data.caption_format = " {caption}"
+    config.data.bos = True
+    config.evaluate.generate.update({"steps": 2, "guidance": 1.5})
+    directory = tmp_path_factory.mktemp("demo") / "a_painter"
+    save_run(config, directory, fill=True)
+    return open_demo(directory, examples=()), directory
 
 
 @pytest.fixture(scope="session")
 def fusion_demo(fusion_workdir):
-    return open_demo(fusion_workdir)
+    return open_demo(fusion_workdir, examples=())

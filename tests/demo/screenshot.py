@@ -13,8 +13,15 @@ from frozen_jax.restore import read_settings
 from frozen_jax.tools.demo import serve
 from tests.demo.browser import start_browser
 
-TABS = ("Caption", "Ask", "Few-shot", "Gallery")
-FUSION_TABS = ("Classify",)
+TABS = ("Caption", "Ask", "Few-shot", "Names", "Gallery")
+"""Of a model of words."""
+
+
+def choose_tabs(workdir):
+    """Returns the tabs of a model's page, and that of the first picture."""
+    config = None if is_export(workdir) else read_settings(workdir)
+    alone = "Classify" if config and config.fusion.kind else "Draw" if config and config.generator.name else ""
+    return ((alone,), alone) if alone else (TABS, "Ask")
 
 
 def open_tab(page, name):
@@ -42,11 +49,19 @@ def fill(page, tab, picture):
         page.click("#few-shot-fill")
         page.wait_for_selector("#last-picture img")
         page.click("#few-shot-button")
+    elif tab == "Draw":
+        page.fill("#draw-text textarea", "a red circle")
+        page.click("#draw-button")
+    elif tab == "Names":
+        page.set_input_files("#names-picture input[type=file]", picture)
+        page.wait_for_selector("#names-picture img")
+        page.fill("#names-list textarea", "red circle, blue circle, red triangle, green rectangle, a name that is long")
+        page.click("#names-button")
     else:
         page.fill("#gallery-text textarea", "a red circle")
         page.click("#gallery-button")
     answer = f"#{tab.lower()}-answer"
-    page.wait_for_selector(f"{answer} .text, {answer} .found")
+    page.wait_for_selector(f"{answer} .text, {answer} .found, {answer} .bars")
     page.mouse.move(0, 0)
     page.wait_for_timeout(500)  # transitions of buttons and bars
 
@@ -61,15 +76,14 @@ def main(arguments=None):
     sizes = [(400, "dark"), (1200, "light"), (400, "light"), (1200, "dark")] if given.all else []
     with tempfile.TemporaryDirectory() as folder:
         examples = write_examples(Path(folder), None)
-        fuses = not is_export(given.workdir) and bool(read_settings(given.workdir).fusion.kind)
-        every, first = (FUSION_TABS, "Classify") if fuses else (TABS, "Ask")
-        gallery = None if fuses else Path(folder)
+        every, first = choose_tabs(given.workdir)
+        gallery = Path(folder) if "Gallery" in every else None
         with serve(given.workdir, gallery=gallery, port=given.port) as address, start_browser() as browser:
             for tabs, width, scheme in [((first,), 1000, "light"), *((every, *size) for size in sizes)]:
                 page = browser.new_page(viewport={"width": width, "height": 700}, color_scheme=scheme)
                 page.set_default_timeout(120_000)
                 page.goto(address)
-                page.wait_for_selector("input[type=file]", state="attached")
+                page.wait_for_selector("input[type=file], #draw-text", state="attached")
                 for tab in tabs:
                     fill(page, tab, examples[0].path)
                     name = (

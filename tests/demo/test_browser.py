@@ -13,8 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from frozen_jax.data.images import ImageOptions
 from frozen_jax.demo.examples import write_examples
 from frozen_jax.demo.limits import Limits
+from frozen_jax.page import THUMBNAIL, draw_picture
 from frozen_jax.restore import read_run
 from frozen_jax.tools.demo import serve
 from tests.demo.browser import CHROMIUM, start_browser
@@ -66,7 +68,7 @@ def open_page(address, browser):
         page.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
-        page.wait_for_selector("input[type=file]", state="attached")
+        page.wait_for_selector("input[type=file], #draw-text", state="attached")
         return page
 
     yield open_one
@@ -146,6 +148,48 @@ def test_a_few_shot_prompt_is_built_and_alternatives_compared(open_page, demo, p
     page.click("#few-shot-fill")
     page.wait_for_selector("#shot-3-picture img")
     assert page.input_value("#shot-3-words textarea").startswith("a ")
+
+
+def test_names_are_compared_and_what_is_missing_is_pointed_out(open_page, demo, pictures):
+    page = open_page()
+    page.get_by_role("tab", name="Names").click()
+    upload(page, "names-picture", pictures / "1.png")
+    page.wait_for_selector("#names-picture img")
+    page.click("#names-button")
+    assert "no names yet" in read(page, "names-answer", ".note")
+    page.fill("#names-list textarea", "red, <b>top</b>\na blue patch")
+    page.click("#names-button")
+    made = demo.name_picture(pictures / "1.png", "red, <b>top</b>\na blue patch")
+    page.wait_for_selector("#names-answer .bars")
+    rows = page.locator("#names-answer .bars li").all_inner_texts()
+    shown = [[name, f"{100 * share:.1f} %", f"{added:+.2f}"] for name, share, added in made.names]
+    assert [row.split("\n") for row in rows] == shown
+    fits = page.locator("#names-answer .fits").all_inner_texts()
+    assert fits == [f"{added:+.2f}" for _, _, added in made.names if added > 0]
+
+
+def test_a_generator_has_a_page_that_draws(open_page, painter):
+    demo, directory = painter
+    with serve_at_free_port(directory) as address:
+        page = open_page(address)
+        assert page.get_by_role("tab").all_inner_texts() == ["Draw"] and page.inner_text(".head p") == demo.describe()
+        page.click("#draw-button")
+        assert "The text is empty" in read(page, "draw-answer", ".note")
+        page.click(".texts button.gallery-item >> nth=1")
+        page.fill("#draw-seed input", "7")
+        page.get_by_label("2", exact=True).check()
+        page.click("#draw-button")
+        page.wait_for_selector("#draw-answer figure")
+        page.click("#draw-answer summary")
+        text = page.input_value("#draw-text textarea")
+        assert read(page, "draw-answer", "pre") == f" {text}" and "patch at the" in text
+        options = ImageOptions(2 * THUMBNAIL)
+        drawn = [draw_picture(pixels, options) for pixels in demo.draw(text, 7, 2).pictures]
+        shown = page.evaluate("[...document.querySelectorAll('#draw-answer img')].map(one => one.src)")
+        assert len(set(shown)) == 2 and all(f'src="{one}"' in tag for one, tag in zip(shown, drawn, strict=True))
+        page.fill("#draw-seed input", "-1")
+        page.press("#draw-text textarea", "Enter")
+        page.wait_for_selector("#draw-answer .note:has-text('The seed must be a whole number')")
 
 
 def test_the_gallery_is_ranked(open_page, demo, pictures):

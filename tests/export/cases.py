@@ -111,10 +111,15 @@ def build_model(lm, encoder, tokenizer_directory):
     return Model(network, params, Tokenizer.from_directory(tokenizer_directory), images, bos=True)
 
 
-def save_run(config, directory):
-    """Writes the workdir of a run that has one checkpoint, without training; returns the resolved config."""
+def save_run(config, directory, *, fill=False):
+    """Writes the workdir of a run that has one checkpoint, without training; returns the resolved config.
+
+    With `fill` what trains is random throughout (`draw`): a generator that begins as nothing then draws something.
+    """
     config = from_config_dict(config)
     towers = build_towers(config)
+    if fill:
+        towers = towers._replace(trainable=jax.tree.map(jnp.asarray, draw(towers.trainable)))
     state = init_state(config, towers, place_towers(config, towers, make_mesh(config.mesh, batch_size=8)))
     directory.mkdir()
     write_json_atomic(directory / "config.json", to_dict(config))
