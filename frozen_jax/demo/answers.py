@@ -239,12 +239,12 @@ class Demo:
         network, lm = self.model.network, self.model.network.lm.config
         count = sum(leaf.size for leaf in jax.tree.leaves(self.model.params["lm"]))
         blind = " · blind: every picture is black to this model" if self.model.blind else ""
-        joined = f"{network.prefix_length} prefix vectors for each picture"
+        joined, reader = f"{network.prefix_length} prefix vectors for each picture", "language model"
         if network.fusion is not None:
-            joined = f"fusion {self.fusion}, {len(network.fusion.classes)} classes"
+            joined, reader = f"fusion {self.fusion}, {len(network.fusion.classes)} classes", "text side"
         return (
             f"{type(network.vision).__name__} encoder · {joined} · "
-            f"language model {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(count)} parameters · "
+            f"{reader} {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(count)} parameters · "
             f"on {self.device}{blind}"
         )
 
