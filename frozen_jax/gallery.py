@@ -230,7 +230,7 @@ class Searcher:
         if self.gallery.aligned:
             turns = split_turns(parts)
             told = [turn for turn in turns if isinstance(turn[-1], str)]
-            shown = [turn[0] for turn in turns if not isinstance(turn[-1], str)]
+            shown = [part for turn in turns for part in turn[-1:] if not isinstance(part, str)]  # without a text
             vectors = [*model.embed_prompts(told, retrieval=True), *model.map_image(shown)]
             # Cosines add up as those of the sum, which any search by inner products takes as it takes one vector.
             return self.nearest.search(np.sum(vectors, axis=0, keepdims=True), k=k)

@@ -317,7 +317,8 @@ class Demo:
             seen = f"{encoder} · fusion {self.fusion}, {len(network.fusion.classes)} classes"
         else:
             seen = f"{encoder} · {network.prefix_length} prefix vectors for each picture"
-        read = f"language model {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(sizes['lm'])} parameters"
+        reader = "language model" if network.fusion is None else "text side"
+        read = f"{reader} {lm.to_hf()['model_type']}, {lm.layers} layers, {_count(sizes['lm'])} parameters"
         return f"{seen} · {read} · on {self.device}{blind}"
 
     def _complete(self, parts: Sequence[str | Picture], *, stop: tuple[str, ...]) -> Answer:

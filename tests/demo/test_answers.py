@@ -95,7 +95,7 @@ def test_a_fusion_names_the_class_of_a_picture_and_a_text(fusion_demo, fusion_wo
     alone = Demo(dataclasses.replace(model, network=network), name="x", wording=Wording(item="picture"), examples=())
     assert alone.classify(files[0]).probabilities == alone.classify(files[0], "is it?").probabilities
     assert fusion_demo.describe() == (
-        "NFResNet encoder · fusion gated, 3 classes · language model gpt2, 2 layers, 0.0 million parameters · on CPU"
+        "NFResNet encoder · fusion gated, 3 classes · text side gpt2, 2 layers, 0.0 million parameters · on CPU"
     )
     for call, says in (
         (lambda: fusion_demo.classify(None, asked), "no picture yet"),
