@@ -66,7 +66,7 @@ def draw(rows: dict[str, dict[str, Any]], lines: dict[str, float], path: Path) -
     )
     axes.bar(names, [row["shuffled"] for row in rows.values()], color="#c7d3e8", width=0.4)
     for place, row in enumerate(rows.values()):
-        axes.text(place, row["top_1"] + 1, f"{row['top_1']:.1f}", ha="center")
+        axes.text(place, row["top_1"] + (row["spread"] or 0) + 1, f"{row['top_1']:.1f}", ha="center")
     for (name, value), style in zip(lines.items(), (":", "--"), strict=True):
         axes.axhline(value, color="#555555", linestyle=style, linewidth=1)
         axes.text(len(rows) - 0.5, value, name.replace(" to", "\nto"), va="center", fontsize=8, backgroundcolor="white")
