@@ -35,6 +35,10 @@ def _took(made: Answer | Classes | Drawing | Naming | Ranking, demo: Demo) -> st
     return f'<p class="took">{made.seconds:.2f} s on {escape(demo.device)}{compiled}</p>'
 
 
+def _draw_read(prompt: str) -> str:
+    return f"<details><summary>What the model read</summary><pre>{escape(prompt)}</pre></details>"
+
+
 def draw_answer(made: Answer, demo: Demo, *, verbatim: bool = False) -> str:
     """Draws a text with its alternatives; `verbatim` adds what the model read."""
     text = f"<bdi>{escape(made.text)}</bdi>" if made.text else '<span class="faint">(nothing)</span>'
@@ -45,8 +49,7 @@ def draw_answer(made: Answer, demo: Demo, *, verbatim: bool = False) -> str:
             '<p class="took">Shares among these; together the model gives them '
             f"{100 * min(held, 1):.2g} % of all that could follow.</p>"
         )
-    read = f"<details><summary>What the model read</summary><pre>{escape(made.prompt)}</pre></details>"
-    shown = f'<p class="text">{text}</p>{bars}{_took(made, demo)}{read if verbatim else ""}'
+    shown = f'<p class="text">{text}</p>{bars}{_took(made, demo)}{_draw_read(made.prompt) if verbatim else ""}'
     return f'<div class="card" role="status">{shown}</div>'
 
 
@@ -81,8 +84,7 @@ def draw_naming(made: Naming, demo: Demo) -> str:
         "Bars: the share of each, if one of these is right. Numbers: how much more probable the name is after this "
         "picture than after an average one, in nats per token; above 0 the picture speaks for it, whatever the others."
     )
-    prompts = "\n".join(made.prompts)
-    read = f"<details><summary>What the model read</summary><pre>{escape(prompts)}</pre></details>"
+    read = _draw_read("\n".join(made.prompts))
     shown = f'<ul class="bars two">{rows}</ul><p class="took">{words}</p>{_took(made, demo)}{read}'
     return f'<div class="card" role="status">{shown}</div>'
 
@@ -91,8 +93,8 @@ def draw_drawing(made: Drawing, demo: Demo) -> str:
     """Draws pictures that the model has drawn."""
     options = ImageOptions(2 * THUMBNAIL)  # twice as large as it is shown at least: small pixels stay sharp
     figures = "".join(f"<figure>{draw_picture(pixels, options)}</figure>" for pixels in made.pictures)
-    read = f"<details><summary>What the model read</summary><pre>{escape(made.prompt)}</pre></details>"
-    return f'<div class="card" role="status"><div class="found drawn">{figures}</div>{_took(made, demo)}{read}</div>'
+    shown = f'<div class="found drawn">{figures}</div>{_took(made, demo)}{_draw_read(made.prompt)}'
+    return f'<div class="card" role="status">{shown}</div>'
 
 
 def draw_ranking(made: Ranking, demo: Demo) -> str:
