@@ -148,8 +148,8 @@ class GenerateSettings:
     Attributes:
         source: pictures with captions, and tags that say what a picture shows, one line as in `data.train`; "" takes
             `data.validation`. One picture is drawn for each record, from one of its captions.
-        tags: names of the places of the records' tags: what the reader, a network trained on the training pictures,
-            has to read; () asks for nothing and has no Fréchet distance.
+        tags: names of the first places of the records' tags: what the reader, a network trained on the training
+            pictures, has to read; () asks for nothing and has no Fréchet distance.
         reader_steps: training steps of the reader.
         captioner: workdir of a trained captioner, which captions what was drawn; "" asks none.
         steps: along the flow; also of `tools.generate_image`, as is `guidance`.

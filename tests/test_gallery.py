@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from frozen_jax import gallery as gallery_module
+from frozen_jax import nearest
 from frozen_jax.api import Model
 from frozen_jax.build import build_towers
 from frozen_jax.config import default_config, from_config_dict
@@ -106,6 +107,21 @@ def test_what_is_found_is_what_the_vectors_say(model, folder, tmp_path):
     assert searcher.find([folder / "d.png"], k=9)[0] == ("d.png", pytest.approx(1, abs=1e-5))
     with pytest.raises(UserError, match="k of at least 1"):
         searcher.find([" a"], k=0)
+
+
+def test_several_turns_find_the_same_in_an_approximate_search(model, folder, tmp_path, monkeypatch):
+    """So few vectors are one list, in which faiss misses none; scores are sums of cosines there, too."""
+    pytest.importorskip("faiss")
+    index_folder(model, folder, tmp_path / "index")
+    gallery = read_gallery(tmp_path / "index", model=fingerprint_model(model))
+    exact = Searcher(model, gallery)
+    monkeypatch.setattr(nearest, "APPROXIMATE_FROM", 1)
+    near = Searcher(model, gallery)
+    assert isinstance(near.nearest, nearest.ApproximateSearch)
+    for query in ([" a blue patch"], [" a blue patch", " no, red"], [folder / "a.png", " but red", " and larger"]):
+        found, expected = near.find(query, k=3), exact.find(query, k=3)
+        assert [name for name, _ in found] == [name for name, _ in expected]
+        np.testing.assert_allclose([score for _, score in found], [score for _, score in expected], atol=1e-5)
 
 
 def test_without_a_retrieval_head_texts_are_found_by_their_likelihood(plain, folder, tmp_path):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from frozen_jax.batch import PAD, Batch
 from frozen_jax.build import build_towers
 from frozen_jax.config import Config, GeneratorSettings, default_config, from_config_dict, identify
+from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.flow import scale_pixels, spread_times, weigh
 from frozen_jax.language_model import fingerprint_params
@@ -23,6 +24,7 @@ from frozen_jax.run import run
 from frozen_jax.sharding_rules import list_sharding_rules
 from frozen_jax.state import TrainState, flatten, match_rules, merge, split
 from frozen_jax.steps import LossOptions, choose_loss, make_train_step, picture_loss
+from frozen_jax.tasks.generate import _select
 from frozen_jax.tools.generate_image import main
 
 TEXT = "a red patch at the top"
@@ -285,9 +287,21 @@ def test_report_has_every_view_with_its_controls(finished):
         assert (directory / name).stat().st_size > 1000
 
 
+def naming(config, *tags):
+    generate = dataclasses.replace(config.evaluate.generate, tags=tags)
+    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, generate=generate))
+
+
+def test_only_the_named_places_are_read(finished):
+    """A synthetic record's tags are colour and place."""
+    config, *_ = finished
+    for names in ((), ("colour",), ("colour", "place")):
+        kept = _select(open_source("fake:10"), naming(config, *names), "fake:10", most=10)
+        whole = [open_source("fake:10").record(number).tags for number in range(10)]
+        assert [record.tags for record in kept] == [tags[: len(names)] for tags in whole]
+
+
 def test_records_without_the_named_tags_are_refused(finished):
     config, directory, _ = finished
-    tags = dataclasses.replace(config.evaluate.generate, tags=("colour",))
-    other = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, generate=tags))
     with pytest.raises(UserError, match="0 of the 10 records of fake:10 have a caption and tags at the places"):
-        run(other, directory, mode="eval")
+        run(naming(config, "colour", "place", "size"), directory, mode="eval")

@@ -9,6 +9,7 @@ in `api.py`.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,10 +89,11 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
 
 
 def _select(source: Any, config: Config, name: str, most: int) -> list[Record]:
-    """Returns the records that can be used: a caption, and a tag at each named place."""
+    """Returns the records that can be used, a caption and a tag at each named place, without their other tags."""
     tags = config.evaluate.generate.tags
     records = read_records(source, most=most)
-    usable = [record for record in records if record.captions and (not tags or len(record.tags) == len(tags))]
+    whole = (record for record in records if record.captions and len(record.tags) >= len(tags))
+    usable = [record._replace(tags=record.tags[: len(tags)]) for record in whole]
     if len(usable) < 2:
         raise UserError(
             f"evaluate.generate: {len(usable)} of the {len(records)} records of {name} have a caption"
@@ -207,13 +209,13 @@ def _draw_grid(path: Path, grid: Sequence[Sequence[tuple[UInt8[np.ndarray, "heig
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(grid), SHOWN, figsize=(1.6 * SHOWN, 1.75 * len(grid)), squeeze=False)
+    figure, axes = pyplot.subplots(len(grid), SHOWN, figsize=(1.6 * SHOWN, 1.9 * len(grid)), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for line, row in zip(axes, grid, strict=True):
         for axis, (picture, words) in zip(line, row, strict=False):
             axis.imshow(picture)
-            axis.set_title(words[:28], fontsize=7)
+            axis.set_title(textwrap.fill(words, 28, max_lines=2, placeholder=" …"), fontsize=7, parse_math=False)
     figure.tight_layout(pad=0.4)
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
