@@ -15,7 +15,7 @@ import os
 import platform
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,20 @@ def format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {format_value(inner)}" for name, inner in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def replace_flags(defaults: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Returns flags of which those given take the place of defaults, the config file first.
+
+    The library that reads them refuses a second file, and settings in front of it.
+
+    Examples:
+        >>> replace_flags(["--config=a.py", "--config.seed=1", "--config.blind=True"], ["--config=b.py"])
+        ['--config=b.py', '--config.seed=1', '--config.blind=True']
+    """
+    names = {word.partition("=")[0] for word in given}
+    kept = [word for word in defaults if word.partition("=")[0] not in names]
+    return sorted([*kept, *given], key=lambda word: not word.startswith("--config="))
 
 
 def change(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/fusion_table.py --out=runs/fusion_table [--seeds=3] [--kinds=text,image] [--config.…]
 
-Trains and evaluates `configs/easy_vqa_fusion.py` once for each kind and seed, in workdirs below `--out`, where what is
-finished is taken as it is; writes `fusion.md`, `fusion.json` and `fusion.png`.
+Trains and evaluates `configs/easy_vqa_fusion.py`, or what `--config=FILE` names, once for each kind and seed, in
+workdirs below `--out`, where what is finished is taken as it is; writes `fusion.md`, `fusion.json` and `fusion.png`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import run_once
+from benchmarks.common import replace_flags, run_once
 from frozen_jax.config import from_config_dict, to_dict
 from frozen_jax.config_file import read_config
 from frozen_jax.models.fusion import KINDS
@@ -72,8 +72,8 @@ def draw(rows: dict[str, dict[str, Any]], lines: dict[str, float], path: Path) -
         axes.text(len(rows) - 0.5, value, name.replace(" to", "\nto"), va="center", fontsize=8, backgroundcolor="white")
     axes.set_xlim(-0.6, len(rows) + 0.6)
     axes.set_ylim(0, 109)
-    axes.set_ylabel("answers right, %")
-    axes.set_title("easy-VQA by kind of fusion; narrow: pictures shuffled", fontsize=10)
+    axes.set_ylabel("right, %")
+    axes.set_title("By kind of fusion; narrow: pictures shuffled", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(ORDER), help=f"of {', '.join(ORDER)}")
     given, rest = parser.parse_known_args()
     keep_freed_memory()
-    words = [f"--config={CONFIG}", *rest]
+    words = replace_flags([f"--config={CONFIG}"], rest)
     rows: dict[str, dict[str, Any]] = {}
     lines: dict[str, float] = {}
     for kind in given.kinds.split(","):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import change, run_once
+from benchmarks.common import change, replace_flags, run_once
 from frozen_jax.config_file import read_config
 from frozen_jax.errors import UserError
 from frozen_jax.startup import keep_freed_memory
@@ -73,7 +73,7 @@ def new_figure(columns: int, *, width: float) -> tuple[Any, Any]:
 
 def sweep(options: argparse.Namespace, words: Sequence[str]) -> None:
     """Trains for each learning rate and prefix scale; the validation loss at the last step counts."""
-    base = read_config([*SHORT, "--config.train.steps=120", "--config.evaluate.task=none", *words])
+    base = read_config(replace_flags([*SHORT, "--config.train.steps=120", "--config.evaluate.task=none"], words))
     base = change(base, {"train": {"evaluate_every": base.train.steps}})
     rates, scales = ([float(x) for x in text.split(",")] for text in (options.rates, options.scales))
     losses = np.full((len(scales), len(rates)), np.nan)
@@ -113,7 +113,7 @@ def draw_sweep(rates: Sequence[float], scales: Sequence[float], losses: np.ndarr
 def pictures(options: argparse.Namespace, words: Sequence[str]) -> None:
     """Trains on the first so many pictures, and at one number of them with each of `VARIANTS`."""
     given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=easy_vqa")
-    base = read_config([*SHORT, *given, "--config.evaluate.examples=440", *words])
+    base = read_config(replace_flags([*SHORT, *given, "--config.evaluate.examples=440"], words))
     cells: list[tuple[int | None, str]] = [(int(count), "") for count in options.counts.split(",")]
     cells += [(None, ""), *((options.varied, name) for name in VARIANTS)]
     rows: list[dict[str, Any]] = []
@@ -171,7 +171,7 @@ def seeds(options: argparse.Namespace, words: Sequence[str]) -> None:
         draw_seeds([Path(name) for name in options.runs.split(",")], options.out / "seeds.png")
         return
     given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=easy_vqa")
-    base = read_config([*SHORT, *given, "--config.evaluate.examples=440", *words])
+    base = read_config(replace_flags([*SHORT, *given, "--config.evaluate.examples=440"], words))
     directories = [options.out / f"seed_{seed}" for seed in range(options.seeds)]
     reports = [run_once(change(base, {"seed": seed}), path) for seed, path in enumerate(directories)]
     rows = [

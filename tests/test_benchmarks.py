@@ -22,6 +22,7 @@ from benchmarks import (
 from benchmarks.train_step import count_operations
 from frozen_jax.build import resolve_path
 from frozen_jax.config import from_config_dict, to_dict
+from frozen_jax.config_file import read_config
 from frozen_jax.data.easy_vqa import EasyQuestion, EasyVQA, infer_scene
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
@@ -223,3 +224,10 @@ def test_a_run_that_went_wrong_can_be_drawn(tmp_path):
     curves = {"float32": ([2.0, 1.0, 0.5], [80.0, 8.0, 0.8]), "bfloat16": ([2.0, float("nan")], [80.0, float("inf")])}
     nf_resnet_stability.draw(curves, tmp_path / "loss.png", rate=3e-4)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_config_file_takes_the_place_of_a_scripts_own():
+    words = ["--config=configs/debug_tiny.py", "--config.train.steps=7"]
+    config = read_config(common.replace_flags([*recipes_plots.SHORT, "--config.train.steps=5"], words))
+    assert (config.train.steps, config.optim.warmup_steps) == (7, 20)
+    assert config.data.train == read_config(words[:1]).data.train
