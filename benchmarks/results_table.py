@@ -93,7 +93,8 @@ ROWS: Sequence[tuple[str, str, str, str]] = (
 )
 """What the row is, the report, and where a view's figure and that of chance or the commonest answer stand in it."""
 
-VIEWS = ("seeing", "shuffled", "blind")
+VIEWS = {"seeing": "seeing", "shuffled": "shuffled", "blind": "blind", "text_oracle": "in words"}
+"""What a report calls a control, and what it is called here; in words: captions stand in the pictures' places."""
 
 
 def look_up(report: Mapping[str, Any], path: str) -> float | None:
@@ -152,7 +153,7 @@ def draw_table(reports: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequen
         if measured:
             cells = [summarise([look_up(report, path.format(view=view)) for report in measured]) for view in VIEWS]
             rows.append([title, *cells, summarise([look_up(measured[0], baseline)]) if baseline else ""])
-    table = format_table(("percent, or as said", *VIEWS, "chance, commonest"), rows)
+    table = format_table(("percent, or as said", *VIEWS.values(), "chance, commonest"), rows)
     return f"Held-out pictures; mean and standard deviation of seeds {', '.join(map(str, seeds))}.\n\n{table}\n"
 
 
