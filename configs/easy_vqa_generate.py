@@ -3,7 +3,7 @@
     python -m frozen_jax.main --config=configs/easy_vqa_generate.py --workdir=runs/generate
     python -m frozen_jax.tools.generate_image --workdir=runs/generate "a red circle"
 
-The report says how often a reader trained on real pictures finds the asked colour and shape: 94.8 % after 6,000 steps,
+The report says how often a reader trained on real pictures finds the asked colour and shape: 94 % after 6,000 steps,
 22 CPU-minutes; docs/applications.md has the figures.
 """
 
