@@ -33,6 +33,14 @@ SHORT = (
     "--config.evaluate.blind_control=False",
 )
 
+CURVES = (
+    *SHORT,
+    "--config.train.steps=300",
+    "--config.train.evaluate_every=20",
+    "--config.evaluate.task=easy_vqa",
+    "--config.evaluate.examples=440",
+)
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "no augmentation": {"data": {"augment": {"flip": False}}},
     "dropout 0.2": {"prefix": {"dropout": 0.2}},
@@ -112,8 +120,7 @@ def draw_sweep(rates: Sequence[float], scales: Sequence[float], losses: np.ndarr
 
 def pictures(options: argparse.Namespace, words: Sequence[str]) -> None:
     """Trains on the first so many pictures, and at one number of them with each of `VARIANTS`."""
-    given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=easy_vqa")
-    base = read_config(replace_flags([*SHORT, *given, "--config.evaluate.examples=440"], words))
+    base = read_config(replace_flags(CURVES, words))
     cells: list[tuple[int | None, str]] = [(int(count), "") for count in options.counts.split(",")]
     cells += [(None, ""), *((options.varied, name) for name in VARIANTS)]
     rows: list[dict[str, Any]] = []
@@ -170,8 +177,7 @@ def seeds(options: argparse.Namespace, words: Sequence[str]) -> None:
     if options.runs:
         draw_seeds([Path(name) for name in options.runs.split(",")], options.out / "seeds.png")
         return
-    given = ("--config.train.steps=300", "--config.train.evaluate_every=20", "--config.evaluate.task=easy_vqa")
-    base = read_config(replace_flags([*SHORT, *given, "--config.evaluate.examples=440"], words))
+    base = read_config(replace_flags(CURVES, words))
     directories = [options.out / f"seed_{seed}" for seed in range(options.seeds)]
     reports = [run_once(change(base, {"seed": seed}), path) for seed, path in enumerate(directories)]
     rows = [
