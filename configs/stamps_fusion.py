@@ -35,8 +35,6 @@ def get_config() -> ConfigDict:
     config.train.steps = 200
     config.train.batch_size = 32
     config.train.evaluate_every = 200  # at the end alone: no step is chosen by held-out pictures
-    config.train.validation_examples = 300
     config.evaluate.task = "fusion"
     config.evaluate.fusion.source = "jsonl:data/fetched/stamps/heldout.jsonl"
-    config.evaluate.examples = 3000
     return config
