@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 import resource
 import textwrap
@@ -95,7 +96,8 @@ def describe_training(config: Config, trained: Trained) -> dict[str, Any]:
     return {
         "steps": progress.step,
         "best_step": progress.best_step,
-        "best_validation_loss": round(progress.best_loss, 4),
+        # None before the first validation, which an interrupted run may be asked for: JSON knows no infinity.
+        "best_validation_loss": round(progress.best_loss, 4) if math.isfinite(progress.best_loss) else None,
         "finished": progress.finished,
         "stopped_early": progress.finished and progress.step < config.train.steps,
         "examples_per_s": round(progress.examples_per_s, 1),

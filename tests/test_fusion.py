@@ -30,7 +30,7 @@ from frozen_jax.restore import make_model
 from frozen_jax.run import run
 from frozen_jax.state import TrainState, flatten, match_rules, merge, split
 from frozen_jax.steps import LossOptions, class_loss, make_train_step
-from frozen_jax.tasks.fusion import score_fused
+from frozen_jax.tasks.fusion import Item, score_fused, score_neighbours
 from tests.models.lm_cases import FAST_COMPILE
 
 CLASSES = ("red", "blue", "green")
@@ -180,6 +180,7 @@ def test_a_run_from_training_to_use(tiny_config, tmp_path):
     assert figures["majority"] == figures["question_only"]  # there is but one question
     assert 0 <= figures["seeing"]["ece"] <= 100 and (tmp_path / "report_confusion.png").stat().st_size > 1000
     assert 0 <= figures["seeing"]["neighbours"]["r_1"] <= figures["seeing"]["neighbours"]["r_5"] <= 100
+    assert report["evaluation"]["examples"] == 20 and report["evaluation"]["examples_per_s"] > 0  # and shuffled
     assert len(json.loads((tmp_path / "config.json").read_text())["fusion"]["classes"]) == 4
     model = frozen_jax.load(tmp_path)
     pictures = [np.full((20, 20, 3), value, np.uint8) for value in (0, 200)]
@@ -215,6 +216,21 @@ def test_an_item_of_an_unknown_class_is_wrong_at_any_rank():
     probabilities[np.arange(4), [0, 1, 2, 3]] = 0.72
     fused = Fused(np.zeros((4, 2), np.float32), probabilities)
     assert score_fused(fused, np.array([0, 1, 2, -1])) == {"top_1": 75.0, "top_5": 75.0, "ece": 3.0}
+
+
+def test_one_of_all_five_classes_is_always_right_and_no_figure():
+    scores = score_fused(Fused(np.zeros((1, 2), np.float32), np.full((1, 5), 0.2, np.float32)), np.array([1]))
+    assert set(scores) == {"top_1", "ece"}
+
+
+def test_neighbours_are_other_pictures_items():
+    """Two pictures with two items each, alike within a picture: of the two items of the other one, one is right."""
+    vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]], np.float32)
+    items = [Item(picture, "", label) for picture in (0, 1) for label in ("red", "blue")]
+    found = score_neighbours(Fused(vectors, np.eye(4, dtype=np.float32)), items)["neighbours"]
+    assert (found["gallery"], found["queries"], found["chance_r_1"]) == (4, 4, 50.0)
+    # Blue looks for blue and red lies nearest to the other picture's blue, as blue to its blue.
+    assert found["r_1"] == 50.0 and found["r_5"] == 100.0
 
 
 @pytest.mark.parametrize(

@@ -85,16 +85,24 @@ class PackedRow(NamedTuple):
 def packed_row(pieces: Sequence[Piece], *, layout: RowLayout) -> PackedRow:
     """Lays out several pairs behind one another, each as it would stand alone.
 
-    Where they do not fit, the longest are cut, all to the same length; what is cut has no eos, as in `text_row`.
+    Where they do not fit, the longest targets are cut, all to the same length; what is cut has no eos, as in
+    `text_row`. Prompts are never cut.
 
     Raises:
-        UserError: bos, slots and prompts alone fill the row.
+        UserError: bos, slots and prompts leave less than one position for each target.
     """
-    lengths = [piece_length(piece, layout=layout) for piece in pieces]
-    longest = max(lengths)
-    while sum(min(length, longest) for length in lengths) > layout.max_tokens:
+    targets = [len(piece.target) + (layout.eos_id is not None) for piece in pieces]
+    begins = [piece_length(piece, layout=layout) - target for piece, target in zip(pieces, targets, strict=True)]
+    room, longest = layout.max_tokens - sum(begins), max(targets)
+    if room < len(pieces):
+        raise UserError(
+            f"data: bos, slots and prompts of the {len(pieces)} pairs of a row (data.pack) take {sum(begins)} of its "
+            f"{layout.max_tokens} positions, and each text needs at least one more; raise data.max_tokens to "
+            f"{sum(begins) + sum(targets)} or more, or lower data.pack"
+        )
+    while sum(min(target, longest) for target in targets) > room:
         longest -= 1
-    lengths = [min(length, longest) for length in lengths]
+    lengths = [begin + min(target, longest) for begin, target in zip(begins, targets, strict=True)]
     rows = [
         text_row([piece], layout=replace(layout, max_tokens=length))
         for piece, length in zip(pieces, lengths, strict=True)

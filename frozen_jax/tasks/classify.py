@@ -29,7 +29,7 @@ from frozen_jax.naming import lay_question, score_texts
 from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, fill, show
 from frozen_jax.report import draw_confusion
-from frozen_jax.tasks.controls import Models, images_of, list_views, read_records, source_line
+from frozen_jax.tasks.controls import Models, images_of, leave_out_pictures, list_views, read_records, source_line
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 LISTED = 20
@@ -69,18 +69,19 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     }
     sections = {"classify": figures}
     samples: list[Sample] = []
-    pool = _read_pool(config, classes) if max(settings.shots) or settings.heads else []
+    pool = _read_pool(config, classes, records) if max(settings.shots) or settings.heads else []
     shown = pool[: settings.shot_pool] if max(settings.shots) else []
     pictures = images_of([*records, *shown])
     views = list_views(models, pictures, seed=config.seed)
     for count in settings.shots:
         section = sections.setdefault("classify" if not count else f"classify_shots_{count}", {**baselines})
-        if count:
-            section |= {"shots_from": settings.shot_source or config.data.train, "shots": count}
         shots = [
             (len(records) + place, settings.name_format.format(name=class_of(shown[place], tag=settings.tag)))
             for place in _draw_shots(shown, count, seed=config.seed)
         ]
+        if count:
+            section |= {"shots_from": settings.shot_source or config.data.train, "shots": count, "n": len(records)}
+            section["prompt"] = show(lay_question(settings.prompts[0], 0, shots=shots))
         for name, model, table in views:
             answered = [(table[row], answer) for row, answer in shots]
             worth = score_texts(model, table[: len(records)], names, prompts=settings.prompts, shots=answered)
@@ -106,7 +107,8 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
             {} if models.blind is None else {"blind": models.blind}
         )
         for head, hidden in HEADS.items():
-            section = sections.setdefault(f"classify_{head}", {**baselines, "trained_on": len(pool), "hidden": hidden})
+            facts = {**baselines, "n": len(records), "trained_on": len(pool), "hidden": hidden}
+            section = sections.setdefault(f"classify_{head}", facts)
             for name, model in asked_of.items():
                 scores = _score_by_head(model, pool, records, classes, hidden=hidden, config=config)
                 section[name] = score_classes(scores, targets)
@@ -114,27 +116,34 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
 
 
 def score_classes(
-    scores: Float[np.ndarray, "examples classes"], targets: Int[np.ndarray, " examples"]
+    scores: Float[np.ndarray, "examples columns"], targets: Int[np.ndarray, " examples"], *, classes: int = 0
 ) -> dict[str, float]:
-    """Returns accuracies in percent, and how far the softmax of the scores, taken for confidence, is from the truth."""
+    """Returns accuracies in percent, and how far the softmax of the scores, taken for confidence, is from the truth.
+
+    Args:
+        scores: of each class, and of what is no class behind them.
+        targets: the right column.
+        classes: how many columns are classes; 0 is all.
+    """
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     confidence = shifted.max(axis=1) / shifted.sum(axis=1)
     correct = scores.argmax(axis=1) == targets
-    ks = [k for k in (1, 5) if k < scores.shape[1]]
+    ks = [k for k in (1, 5) if k < (classes or scores.shape[1])]
     return {
         **{f"top_{k}": round(100 * top_k_accuracy(scores, targets, k=k), 2) for k in ks},
         "ece": round(100 * expected_calibration_error(confidence, correct), 2),
     }
 
 
-def _read_pool(config: Config, classes: Sequence[str]) -> list[Record]:
-    """Returns the pictures of these classes to learn from, in an order drawn by the seed."""
+def _read_pool(config: Config, classes: Sequence[str], tested: Sequence[Record]) -> list[Record]:
+    """Returns the pictures of these classes to learn from, none of them tested, in an order drawn by the seed."""
     settings = config.evaluate.classify
     line = settings.shot_source or config.data.train
     source = open_source(line)
     drawn = sample_indices(config.seed, 0, 0, len(source), len(source)).tolist()
     records = [source.record(index) for index in drawn]
     records = [r for r in records if r.image is not None and r.tags and class_of(r, tag=settings.tag) in classes]
+    records = leave_out_pictures(records, tested, line=line)
     if len(records) <= max(settings.shots):
         raise UserError(
             f"evaluate.classify: {line!r} has {len(records)} pictures of these classes, {max(settings.shots)} shots "

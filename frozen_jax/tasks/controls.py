@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Float
 
 from frozen_jax.api import Model, Picture
 from frozen_jax.config import Config
-from frozen_jax.data.records import Record, Source
+from frozen_jax.data.records import FileSlice, Record, Source
 from frozen_jax.errors import UserError
 
 
@@ -104,16 +105,69 @@ def source_line(config: Config, given: str) -> str:
 
 
 def read_records(source: Source, *, most: int) -> list[Record]:
-    """Returns the first records, all of them with `most` 0.
+    """Returns the first pictures with all that is said of each (`join_pictures`), all of them with `most` 0.
+
+    Lines about one of the first `most` pictures count as far as the first line about the next one after those.
 
     Raises:
         UserError: a record without a picture.
     """
-    records = [source.record(index) for index in range(min(most or len(source), len(source)))]
-    for record in records:
+    records: list[Record] = []
+    pictures: set[Hashable] = set()
+    for index in range(len(source)):
+        record = source.record(index)
         if record.image is None:
             raise UserError(f"evaluate: record {record.id} has no picture; name a source of pictures")
-    return records
+        pictures.add(picture_of(record))
+        if most and len(pictures) > most:
+            break
+        records.append(record)
+    return join_pictures(records)
+
+
+def join_pictures(records: Iterable[Record]) -> list[Record]:
+    """Joins the records of one picture into its first: a table may have a line for each caption or question.
+
+    As pictures of their own they would be told apart by nothing: each would have the others' captions for wrong ones.
+    """
+    joined: dict[Hashable, Record] = {}
+    for record in records:
+        first = joined.setdefault(picture_of(record), record)
+        if first is not record:
+            joined[picture_of(record)] = first._replace(
+                captions=tuple(dict.fromkeys((*first.captions, *record.captions))),
+                questions=(*first.questions, *record.questions),
+                tags=tuple(dict.fromkeys((*first.tags, *record.tags))),
+            )
+    return list(joined.values())
+
+
+def picture_of(record: Record) -> Hashable:
+    """Returns what tells a record's picture from others: its file, or the record's id where there is none."""
+    return record.image if isinstance(record.image, (Path, FileSlice)) else record.id
+
+
+def leave_out_pictures(records: Sequence[Record], tested: Iterable[Record], *, line: str) -> list[Record]:
+    """Returns the records of pictures that are not among those that are tested.
+
+    What is learnt from for an evaluation must not hold its answers, even where both sources are the same.
+
+    Args:
+        records: to learn from.
+        tested: those whose pictures are left out.
+        line: where `records` came from, for the message.
+
+    Raises:
+        UserError: none is left of some.
+    """
+    shown = {picture_of(record) for record in tested}
+    left = [record for record in records if picture_of(record) not in shown]
+    if records and not left:
+        raise UserError(
+            f"evaluate: {line!r} has no picture to learn from but those that are tested; name another source for "
+            "one of the two"
+        )
+    return left
 
 
 def images_of(records: Sequence[Record]) -> list[Picture]:

@@ -45,7 +45,8 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
                 draw_samples(directory / "samples.png", tests, captions, answers)
     vqa |= score_baselines(tests)
     vqa["text_oracle"] = score_text_oracle(models.seeing, tests)["accuracy"]
-    caption |= {"exact_match": caption["seeing"]["exact_match"]} | describe_captioned(tests)
+    asked = next(iter(caption.values()))  # of the seeing model; a model that is blind itself has no other view
+    caption |= {"exact_match": asked["exact_match"]} | describe_captioned(tests)
     return Measured({"vqa": vqa, "caption": caption, "decoding": describe_decoding(config)}, samples)
 
 

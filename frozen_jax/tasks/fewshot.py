@@ -90,6 +90,9 @@ def measure(
         repeats: extra presentations of the support set.
         induced: begin with the text that says what the task is.
         title: of the samples.
+
+    Raises:
+        UserError: a prompt is too long for the language model, or nobody can be asked.
     """
     settings = config.evaluate.fewshot
     prompts, first = [], 0
@@ -106,6 +109,11 @@ def measure(
     asked: list[tuple[str, Model, list[Prompt], Any]] = [(view.name, view.model, prompts, view.table) for view in views]
     if all(episode.descriptions for episode in episodes):
         asked.append(("text_oracle", model, describe_pictures(prompts, episodes, config.data.caption_format), None))
+    if not asked:
+        raise UserError(
+            f"evaluate.fewshot.episodes={settings.episodes!r} do not say in words what their pictures show, and this "
+            "model sees no pictures; make episodes with descriptions, or ask a model with a vision side"
+        )
     samples: list[Sample] = []
     for name, answering, shown, table in asked:
         try:
@@ -113,7 +121,7 @@ def measure(
                 shown, max_new_tokens=config.evaluate.max_new_tokens, stop=settings.stop, prefixes=table
             )
         except UserError as error:
-            if name != "text_oracle":
+            if name != "text_oracle" or not views:
                 raise
             figures["text_oracle_left_out"] = str(error)  # words take more room than slots; the other rows stand
             continue
@@ -194,26 +202,30 @@ def join_names(names: Sequence[str]) -> str:
 
 def chance_of(episode: Episode, settings: FewShotSettings) -> float:
     """Probability that a caption drawn from the support set names the answer; 0 where none does, as in Fast-VQA."""
-    wanted = words_of(episode.answer)
     before, after = settings.name_format.split("{name}")
     stripped = [caption.strip().removeprefix(before).removesuffix(after) for caption in episode.captions]
-    return sum(words_of(name) == wanted for name in stripped) / len(stripped)
+    alike = [words == wanted for words, wanted in (split_words(name, episode.answer) for name in stripped)]
+    return sum(alike) / len(alike)
 
 
 def is_strict(completion: Completion, answer: str) -> bool:
     """Whether exactly the answer was written and then a stop mark."""
-    return completion.stopped and normalise_answer(completion.text) == normalise_answer(answer)
+    words, wanted = split_words(completion.text, answer)
+    return completion.stopped and words == wanted
 
 
 def is_lenient(completion: Completion, answer: str) -> bool:
     """Whether the answer's words occur, side by side, in what was written."""
-    words, wanted = words_of(completion.text), words_of(answer)
+    words, wanted = split_words(completion.text, answer)
     return any(words[start : start + len(wanted)] == wanted for start in range(len(words) - len(wanted) + 1))
 
 
-def words_of(text: str) -> list[str]:
-    """Words after normalisation."""
-    return normalise_answer(text).split()
+def split_words(text: str, answer: str) -> tuple[list[str], list[str]]:
+    """Returns the words of both after normalisation; as written where that leaves nothing of the answer ("a")."""
+    wanted = normalise_answer(answer).split()
+    if wanted:
+        return normalise_answer(text).split(), wanted
+    return text.lower().split(), answer.lower().split()
 
 
 def percent(hits: Sequence[bool] | Sequence[float]) -> float:

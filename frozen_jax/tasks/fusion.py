@@ -22,7 +22,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.fusing import Fused, fuse
 from frozen_jax.metrics.retrieval import score_direction
 from frozen_jax.processes import is_first
-from frozen_jax.prompt import Image
+from frozen_jax.prompt import Image, show
 from frozen_jax.report import draw_confusion
 from frozen_jax.tasks.classify import score_classes
 from frozen_jax.tasks.controls import (
@@ -72,6 +72,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     figures: dict[str, Any] = {
         "source": line,
         "kind": config.fusion.kind,
+        "prompt": show((Image(0), items[0].text)),
         "classes": len(classes),
         "n": len(items),
         "chance": round(100 / len(classes), 2),
@@ -85,7 +86,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     samples: list[Sample] = []
     for name, model, order in views:
         fused = fuse(model, [(pictures[order[item.picture]], item.text) for item in items])
-        figures[name] = {**score_fused(fused, targets), **_score_neighbours(fused, items)}
+        figures[name] = {**score_fused(fused, targets), **score_neighbours(fused, items)}
         if not samples:
             guesses = [classes[number] for number in fused.probabilities.argmax(axis=1)]
             hits = [guess == item.label for guess, item in zip(guesses, items, strict=True)]
@@ -125,10 +126,12 @@ def score_fused(fused: Fused, targets: Int[np.ndarray, " R"]) -> dict[str, float
     scores = np.log(np.maximum(fused.probabilities, 1e-30))
     # Its class stands behind all others, as a column of its own.
     unknown = np.full((len(scores), 1), -np.inf)
-    return score_classes(np.concatenate([scores, unknown], axis=1), np.where(targets < 0, scores.shape[1], targets))
+    known = scores.shape[1]
+    targets = np.where(targets < 0, known, targets)
+    return score_classes(np.concatenate([scores, unknown], axis=1), targets, classes=known)
 
 
-def _score_neighbours(fused: Fused, items: Sequence[Item]) -> dict[str, Any]:
+def score_neighbours(fused: Fused, items: Sequence[Item]) -> dict[str, Any]:
     """Recall of an item of the same class and another picture among the first 1 and 5 by cosine, beside its chance."""
     chosen = items[:GALLERY]
     vectors = fused.vectors[: len(chosen)] / np.linalg.norm(fused.vectors[: len(chosen)], axis=1, keepdims=True)
@@ -141,13 +144,14 @@ def _score_neighbours(fused: Fused, items: Sequence[Item]) -> dict[str, Any]:
         return {}
     # What belongs to the same picture stands behind everything.
     scores = score_direction(np.where(other, similarity, -2.0)[asked], relevant[asked], ks=(1, 5))
+    chance = np.mean(relevant[asked].sum(axis=1) / other[asked].sum(axis=1))  # of drawing among other pictures' items
     return {
         "neighbours": {
             "gallery": len(chosen),
             "queries": int(asked.sum()),
             "r_1": round(100 * scores.recall[1], 2),
             "r_5": round(100 * scores.recall[5], 2),
-            "chance_r_1": round(100 * scores.chance[1], 2),
+            "chance_r_1": round(100 * float(chance), 2),
         }
     }
 

@@ -23,7 +23,17 @@ from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import VQASettings
 from frozen_jax.metrics.vqa import summarise_accuracy, vqa_accuracy
 from frozen_jax.prompt import Image, Prompt, fill, show
-from frozen_jax.tasks.controls import Models, View, images_of, list_views, read_records, source_line, summarise_seeds
+from frozen_jax.tasks.controls import (
+    Models,
+    View,
+    images_of,
+    join_pictures,
+    list_views,
+    picture_of,
+    read_records,
+    source_line,
+    summarise_seeds,
+)
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 
@@ -166,9 +176,9 @@ def read_pool(config: Config, *, first_row: int) -> Pool:
     line = settings.shot_source or config.data.train
     source = open_source(line)
     drawn = sample_indices(config.seed, 0, 0, min(settings.shot_pool, len(source)), len(source))
-    records = [
+    records = join_pictures(
         record for record in map(source.record, drawn.tolist()) if list_answered(record) and record.image is not None
-    ]
+    )
     if len(records) <= max(settings.shots):
         raise UserError(
             f"evaluate.vqa.shots asks for {max(settings.shots)} shots, and {line!r} has {len(records)} pictures with "
@@ -201,7 +211,7 @@ def choose_shots(
     flat = table.reshape(len(table), -1)
     flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
     candidates = flat[pool.first_row :]
-    ids = [record.id for record in pool.records]
+    shown = [picture_of(record) for record in pool.records]
     chosen = []
     for number, query in enumerate(asked):
         # "fixed" is one draw for all; a question about one of its pictures has the next one drawn in its place.
@@ -209,8 +219,8 @@ def choose_shots(
         if settings.shot_choice == "similar":
             order = np.argsort(-(candidates @ flat[query.row]), kind="stable")[: count + 1]
         else:
-            order = rng.choice(len(ids), size=count + 1, replace=False)
-        places = [place for place in order.tolist() if ids[place] != query.record.id][:count]
+            order = rng.choice(len(shown), size=count + 1, replace=False)
+        places = [place for place in order.tolist() if shown[place] != picture_of(query.record)][:count]
         if settings.shot_choice == "similar":
             places.reverse()
         shots = []

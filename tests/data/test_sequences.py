@@ -1,5 +1,7 @@
 """Two pairs in a row, packed rows, buckets: as drawn, nothing lost, and how much of the padding goes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,8 +30,16 @@ def test_a_full_packed_row_cuts_its_longest_texts():
     row = packed_row([Piece([5, 6, 7, 8]), Piece([7])], layout=LAYOUT)
     assert row.tokens.tolist() == [90, SLOT, SLOT, 5, 6, 7, 90, SLOT, SLOT, 7, 91], "cut, and without eos"
     assert row.loss_mask.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1]
-    with pytest.raises(UserError, match="max_tokens"):
+    with pytest.raises(UserError, match="of the 4 pairs of a row .* take 12 of its 11 positions.* to 20 or more"):
         packed_row([Piece([5]), Piece([7]), Piece([8]), Piece([9])], layout=LAYOUT)
+
+
+def test_a_full_packed_row_cuts_no_prompt():
+    """A question's prompt takes most of its length: cut to the length of its neighbour it would have no answer left."""
+    pieces = [Piece([5, 6], prompt=[4] * 5), Piece([7, 8, 9])]
+    row = packed_row(pieces, layout=replace(LAYOUT, max_tokens=15))
+    assert row.tokens.tolist() == [90, SLOT, SLOT, 4, 4, 4, 4, 4, 5, 6, 90, SLOT, SLOT, 7, 8]
+    assert row.loss_mask.tolist() == [0] * 8 + [1, 1] + [0] * 3 + [1, 1]
 
 
 def test_each_segment_is_the_row_that_it_would_be_alone():

@@ -18,16 +18,25 @@ from tests.tasks.seers import Seer, paint
 WORDS = {10: "a dark red square", 90: "a plain red thing here", 170: "something light and red", 250: "all of it bright"}
 
 
-@pytest.fixture
-def reds(tmp_path):
+def write_reds(folder, *, name):
     rows = []
     for number, (red, text) in enumerate([*WORDS.items(), (250, "")]):
-        Pillow.fromarray(paint(red)).save(tmp_path / f"{number}.png")
-        rows.append(
-            {"image": f"{number}.png", "tags": ["red", str(red)]} | ({"caption": [text, "red"]} if text else {})
-        )
-    (tmp_path / "reds.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return f"jsonl:{tmp_path}/reds.jsonl"
+        Pillow.fromarray(paint(red)).save(folder / f"{name}{number}.png")
+        row = {"image": f"{name}{number}.png", "tags": ["red", str(red)]}
+        rows.append(row | ({"caption": [text, "red"]} if text else {}))
+    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"jsonl:{folder}/{name}.jsonl"
+
+
+@pytest.fixture
+def reds(tmp_path):
+    return write_reds(tmp_path, name="reds")
+
+
+@pytest.fixture
+def others(tmp_path):
+    """Other pictures of the same shades, to learn from."""
+    return write_reds(tmp_path, name="others")
 
 
 def test_captions_with_controls(reds, tmp_path):
@@ -102,6 +111,26 @@ def test_captions_by_domain_are_those_of_each_domain_alone(tmp_path):
     assert found["near-domain"]["cider_d"] != figures["seeing"]["cider_d"] > found["in-domain"]["cider_d"]
 
 
+def test_lines_about_one_picture_are_one_picture(reds, tmp_path):
+    """Flickr's form: a line for each caption. Nothing in a picture tells which of them is asked for."""
+    lines = [f"{place}.png#{turn}\t{text}" for place, text in enumerate(WORDS.values()) for turn, text in
+             enumerate((text, f"it is {text}"))]  # fmt: skip
+    for place, red in enumerate(WORDS):
+        Pillow.fromarray(paint(red)).save(tmp_path / f"{place}.png")
+    (tmp_path / "flickr.tsv").write_text("\n".join(lines))
+    source = CaptionSettings(source=f"tsv:{tmp_path}/flickr.tsv?image=0&caption=1&root={tmp_path}")
+    for examples, pictures in ((0, 4), (3, 3)):
+        settings = EvaluateSettings(task="caption", caption=source, examples=examples)
+        models = Models(Seer(lambda parts: WORDS[int(parts[0])]))
+        config = Config(data=DataSettings(train=reds), evaluate=settings)
+        figures = caption.evaluate(config, models, tmp_path).figures["caption"]
+        assert figures["n"] == pictures and figures["seeing"]["exact_match"] == 100.0
+    both = [[words, f"it is {words}"] for words in list(WORDS.values())[:3]]
+    references = {str(place): texts for place, texts in enumerate(both)}
+    expected = score_captions({place: texts[0] for place, texts in references.items()}, references)
+    assert {name: figures["seeing"][name] for name in expected} == expected
+
+
 def test_captions_need_references(reds, tmp_path):
     Pillow.fromarray(paint(10)).save(tmp_path / "0.png")
     (tmp_path / "bare.jsonl").write_text('{"image": "0.png"}')
@@ -133,19 +162,20 @@ def test_classes_by_score(reds, tmp_path):
     assert models.seeing.asked[0][0] == (10.0, " This is a")
 
 
-def test_prompts_are_averaged_and_shots_are_answered_pictures(reds, tmp_path):
+def test_prompts_are_averaged_and_shots_are_answered_pictures(reds, others, tmp_path):
     """One prompt is right by itself, the other wrong; together the stronger one decides."""
 
     def answer(parts, name):
         near = -abs(parts[-2] - int(name))
         return near if parts[-1] == " It is" else -near / 2
 
-    shots = {"tag": 1, "prompts": ("[img] It is", "[img] Not"), "shots": (0, 2), "shot_source": reds}
+    shots = {"tag": 1, "prompts": ("[img] It is", "[img] Not"), "shots": (0, 2), "shot_source": others}
     models = Models(Seer(answer))
     measured = classify.evaluate(make_config(reds, **shots), models, tmp_path)
     assert measured.figures["classify"]["seeing"]["top_1"] == 100.0
     section = measured.figures["classify_shots_2"]
     assert (section["seeing"]["top_1"], section["chance"], section["shots"]) == (100.0, 25.0, 2)
+    assert section["n"] == 5 and section["prompt"].count("[img] It is") == 3
     queries = [query for call in models.seeing.asked for query in call if len(query) > 2]
     before = {query[:6] for query in models.seeing.asked[4]}
     assert len(queries) == 2 * 2 * (5 + 1) and len(before) == 1, (
@@ -166,18 +196,27 @@ def test_a_name_that_is_said_of_everything_does_not_win_without_its_prior(reds, 
     assert figures["top_1"] == 40.0 < figures["less_prior_top_1"]
 
 
-def test_heads_on_the_encoder(reds, tmp_path):
+def test_heads_on_the_encoder(reds, others, tmp_path):
     models = Models(Seer(lambda *_: 0.0), Seer(lambda *_: 0.0, blind=True))
-    figures = classify.evaluate(make_config(reds, tag=1, heads=True, shot_source=reds), models, tmp_path).figures
+    figures = classify.evaluate(make_config(reds, tag=1, heads=True, shot_source=others), models, tmp_path).figures
     for name in ("classify_linear_probe", "classify_head"):
-        assert figures[name]["seeing"]["top_1"] == 100.0 and figures[name]["trained_on"] == 5
+        assert figures[name]["seeing"]["top_1"] == 100.0 and figures[name]["trained_on"] == figures[name]["n"] == 5
         assert figures[name]["blind"]["top_1"] == 40.0, "what it cannot see it gives the commonest class"
         assert figures[name]["majority"] == 40.0
 
 
-def test_shots_need_pictures(reds, tmp_path):
+def test_heads_learn_from_no_picture_that_is_tested(reds, others, tmp_path):
+    """Told what they are asked, they would be right of anything."""
+    with pytest.raises(UserError, match="no picture to learn from but those that are tested"):
+        classify.evaluate(make_config(reds, tag=1, heads=True, shot_source=reds), Models(Seer(str)), tmp_path)
+    both = make_config(reds, tag=1, heads=True, shot_source=f"{reds} + {others}")
+    figures = classify.evaluate(both, Models(Seer(lambda *_: 0.0)), tmp_path).figures
+    assert figures["classify_head"]["trained_on"] == 5
+
+
+def test_shots_need_pictures(reds, others, tmp_path):
     with pytest.raises(UserError, match="has 5 pictures of these classes, 5 shots are wanted"):
-        classify.evaluate(make_config(reds, tag=1, shots=(5,), shot_source=reds), Models(Seer(str)), tmp_path)
+        classify.evaluate(make_config(reds, tag=1, shots=(5,), shot_source=others), Models(Seer(str)), tmp_path)
 
 
 def test_all_classes_count_whatever_is_examined(reds, tmp_path):

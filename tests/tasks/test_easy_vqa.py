@@ -6,6 +6,8 @@ from frozen_jax.config import Config
 from frozen_jax.data.easy_vqa import EasyQuestion
 from frozen_jax.data.scenes import list_captions
 from frozen_jax.data_settings import DataSettings
+from frozen_jax.tasks import easy_vqa
+from frozen_jax.tasks.controls import Models
 from frozen_jax.tasks.easy_vqa import (
     QuestionSet,
     accuracy_by_type,
@@ -70,6 +72,22 @@ def test_a_perfect_model_scores_100():
         "questions": 5,
     }
     assert answers[0] == " Red."
+
+
+def test_a_blind_run_has_a_report_of_its_own(monkeypatch, tmp_path):
+    """Its one view is called blind, and its captions are what `exact_match` is of."""
+
+    class Blind(FakeModel):
+        blind = True
+
+        def embed_image(self, images):
+            return np.zeros((len(images), 2, 3), np.float32)
+
+    monkeypatch.setattr(easy_vqa, "QuestionSet", lambda config: FourPictures())
+    model = Blind(lambda picture, question="": " red circle")
+    figures = easy_vqa.evaluate(CONFIG, Models(model), tmp_path).figures
+    assert set(figures["vqa"]) == {"blind", "majority", "question_only", "text_oracle"}
+    assert figures["caption"]["exact_match"] == figures["caption"]["blind"]["exact_match"] == pytest.approx(66.67)
 
 
 def test_by_type_by_hand():

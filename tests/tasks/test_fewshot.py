@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +147,17 @@ def test_the_text_oracle_reads_words_in_the_pictures_places(episodes, tmp_path):
     )
 
 
+def test_a_model_that_nobody_can_ask_is_refused(episodes, tmp_path):
+    """It sees no pictures, and nothing says in words what they show: a report would hold no figure."""
+    bare = tmp_path / "bare"
+    shutil.copytree(episodes, bare)
+    (bare / f"{STEM}_descriptions.json").unlink()
+    reader = Seer(bind)
+    object.__setattr__(reader, "network", SimpleNamespace(vision=None))
+    with pytest.raises(UserError, match="do not say in words what their pictures show"):
+        fewshot.evaluate(make_config(bare, ways=(3,), inner_shots=(2,)), Models(reader), tmp_path)
+
+
 def make_config(episodes, **settings):
     fewshot_settings = FewShotSettings(episodes=str(episodes), **settings)
     return Config(evaluate=EvaluateSettings(task="fewshot", fewshot=fewshot_settings))
@@ -206,6 +218,18 @@ def test_strict_and_lenient(text, stopped, strict, lenient):
     completion = Completion(text, stopped, 3)
     assert fewshot.is_strict(completion, "dax") is strict
     assert fewshot.is_lenient(completion, "dax") is lenient
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"), [(" a", True, True), (" A", True, True), (" b", False, False), (" nothing", 0, 0)]
+)
+def test_an_answer_that_is_an_article_is_compared_as_written(text, strict, lenient):
+    """Classes may be letters: normalised, "a" is nothing, and occurs in whatever is said."""
+    completion = Completion(text, True, 3)
+    assert (fewshot.is_strict(completion, "a"), fewshot.is_lenient(completion, "a")) == (strict, lenient)
+    assert not fewshot.is_strict(Completion("", True, 0), "a")
+    captions = ("This is a a.", "This is a the.")
+    assert fewshot.chance_of(Episode((b"", b""), captions, "Q", b"", "the"), FewShotSettings()) == 0.5
 
 
 def test_fast_vqa_has_no_names_to_draw_from():

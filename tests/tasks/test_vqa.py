@@ -117,6 +117,19 @@ def test_a_question_never_has_its_own_picture_as_a_similar_shot(reds, tmp_path):
         assert len(set(prompt[1::2])) == 3
 
 
+@pytest.mark.parametrize("choice", ["similar", "sampled", "fixed"])
+def test_no_shot_shows_the_picture_that_is_asked_about(tmp_path, choice):
+    """A line for each of three questions about a picture, and a pool that names the same lines otherwise."""
+    source = write_source(tmp_path, [10, 50, 90, 130], name="tests")
+    lines = (tmp_path / "tests.jsonl").read_text().splitlines() * 3
+    (tmp_path / "tests.jsonl").write_text("\n".join(lines))
+    seer = Seer(name_red)
+    config = make_config(source, f"{source} + {source}", shots=(3,), shot_choice=choice)
+    assert vqa.evaluate(config, Models(seer), tmp_path).figures["vqa"]["n"] == 12
+    for prompt in (prompt for prompts in seer.asked[:3] for prompt in prompts):
+        assert len(set(prompt[1::2])) == 4
+
+
 def test_ten_answers_and_types_by_the_official_rule(tmp_path):
     Pillow.fromarray(paint(30)).save(tmp_path / "7.jpg")
     questions = [{"image_id": 7, "question": f"q{n}?", "question_id": n} for n in range(2)]
