@@ -13,11 +13,12 @@ from frozen_jax.chips import find_chip
 from frozen_jax.config import MeshSettings, ProfileSettings, from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params
+from frozen_jax.report import describe_training
 from frozen_jax.restore import load
 from frozen_jax.run import count_work, run
 from frozen_jax.sharding import make_mesh
 from frozen_jax.state import flatten
-from frozen_jax.train import Progress, judge
+from frozen_jax.train import Progress, Trained, judge
 
 
 def read_metrics(directory, kind="train"):
@@ -108,6 +109,13 @@ def test_a_finished_run_only_evaluates(finished, monkeypatch, capsys):
     again = run(config, directory, mode="train")
     assert again["train"]["best_step"] == report["train"]["best_step"]
     assert "finished" in capsys.readouterr().out
+
+
+def test_before_its_first_validation_a_run_has_no_best_loss(finished):
+    """As of a run that was interrupted early and is asked all the same; its report is JSON, which has no infinity."""
+    config, _, report = finished
+    assert describe_training(config, Trained({}, Progress(step=2)))["best_validation_loss"] is None
+    assert report["train"]["best_validation_loss"] > 0
 
 
 def test_another_seed_gives_other_weights_and_the_same_seed_the_same(finished, tmp_path):
