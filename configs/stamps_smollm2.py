@@ -4,8 +4,8 @@
     python -m frozen_jax.main --config=configs/stamps_smollm2.py --workdir=runs/stamps
 
 EfficientNet-Lite0 with its ImageNet weights stays as it is too: its features are made once, and the linear prefix alone
-is trained. `--config=configs/stamps_smollm2.py:classes` trains in every fourth row on what the encoder's own classifier says
-of its 1,000 classes, and reaches most (docs/results.md):
+is trained. `--config=configs/stamps_smollm2.py:classes` trains in every fourth row on what the encoder's own classifier
+says of its 1,000 classes, and reaches most (docs/results.md):
 
     python -m frozen_jax.tools.fetch_data imagenet_names
     python -m frozen_jax.tools.class_features --config=configs/stamps_smollm2.py \\
@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"configs/stamps_smollm2.py has no variant {variant!r}; use classes, finetuned or nf_resnet")
     if variant == "classes":
         config.data.train = PICTURES_AND_CLASSES
-        config.data.question_fraction = 0.45  # a stamp's category is asked in 18 % of rows, where 8 % taught few of them
+        config.data.question_fraction = 0.45  # 18 % of rows ask for a stamp's category: 8 % taught few
         config.train.steps = config.train.evaluate_every = 720  # with 360 and a dropout of 0.2 the loss was higher
     elif variant:
         config.vision.freeze = False
