@@ -24,6 +24,7 @@ from frozen_jax.api import Model, Picture
 from frozen_jax.data.images import load_image
 from frozen_jax.data.text import Piece, RowLayout, text_row
 from frozen_jax.errors import UserError
+from frozen_jax.meter import count
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.prompt import round_up
 from frozen_jax.prompt_batches import fill_up
@@ -57,18 +58,19 @@ def fuse(model: Model, items: Sequence[tuple[Picture, str]]) -> Fused:
     network = model.network
     if network.fusion is None:
         raise UserError("this model predicts words; train one that names classes with config.fusion.kind")
-    tokens = _lay_out(model, [text for _, text in items], wordless=network.fusion.kind == "image")
-    pixels, places = _open(model, [picture for picture, _ in items])
     sharding = find_row_sharding(model.params)
     devices = 1 if sharding is None else sharding.mesh.shape["data"]
     vectors = np.zeros((len(items), network.fusion.width), np.float32)
     probabilities = np.zeros((len(items), len(network.fusion.classes)), np.float32)
-    for start in range(0, len(items), model.batch_size):
-        rows = list(range(start, min(start + model.batch_size, len(items))))
-        filled = fill_up(rows, of=len(items), most=model.batch_size, devices=devices)
-        batch = (pixels[places[filled]][:, None], tokens[filled])
-        made = _run(network, model.params, *(batch if sharding is None else jax.device_put(batch, sharding)))
-        vectors[rows], probabilities[rows] = (np.asarray(part)[: len(rows)] for part in made)
+    with count(model, len(items)):
+        tokens = _lay_out(model, [text for _, text in items], wordless=network.fusion.kind == "image")
+        pixels, places = _open(model, [picture for picture, _ in items])
+        for start in range(0, len(items), model.batch_size):
+            rows = list(range(start, min(start + model.batch_size, len(items))))
+            filled = fill_up(rows, of=len(items), most=model.batch_size, devices=devices)
+            batch = (pixels[places[filled]][:, None], tokens[filled])
+            made = _run(network, model.params, *(batch if sharding is None else jax.device_put(batch, sharding)))
+            vectors[rows], probabilities[rows] = (np.asarray(part)[: len(rows)] for part in made)
     return Fused(vectors, probabilities)
 
 

@@ -1,6 +1,7 @@
 """How fast an evaluation goes: the calls of one model, timed where they are made. Used by `evaluate.py`.
 
-A task asks a `MeteredModel` as any other model, and need not know of it.
+A task asks a `MeteredModel` as any other model, and need not know of it; what is no method of a model, such as
+`fusing.fuse`, says by `count` what it makes.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ class Meter:
     Attributes:
         seconds: in calls, compilation included.
         compile_s: of these, tracing and compiling.
-        examples: prompts asked; equal ones count each.
-        positions: of these prompts, words and image slots.
-        pictures: different ones in each prompt.
+        examples: prompts asked or turned into vectors, pictures turned into vectors or drawn, items fused; equal ones
+            count each.
+        positions: of the prompts among them, words and image slots.
+        pictures: different ones in each prompt, and those turned into vectors.
         new_tokens: made, or, where given texts are scored, read after a prompt.
     """
 
@@ -70,29 +72,35 @@ class Meter:
         """Returns the figures for the report, none where nothing was asked.
 
         Returns:
-            `examples` asked in all and, compilation left out, `examples_per_s` and `tokens_per_s`, a token being a
-            position of a prompt or a new word; `compile_s`; `flops_per_example`: `flops.count_answer` of a prompt by
-            itself that is as long as they are on average; `peak_device_memory_bytes` where the device tells.
+            `examples` in all, `compile_s` and, compilation left out, `examples_per_s`; where there were prompts,
+            `tokens_per_s`, a token being a position of a prompt or a new word, and `flops_per_example`:
+            `flops.count_answer` of a prompt by itself that is as long as the examples are on average;
+            `peak_device_memory_bytes` where the device tells.
         """
         if not self.examples:
             return {}
         running_s = max(self.seconds - self.compile_s, 1e-9)
+        memory = read_peak_memory()
+        return {
+            "examples": self.examples,
+            "examples_per_s": round(self.examples / running_s, 2),
+            **(self._summarise_prompts(model, running_s) if self.positions else {}),
+            "compile_s": round(self.compile_s, 2),
+            **({"peak_device_memory_bytes": memory} if memory else {}),
+        }
+
+    def _summarise_prompts(self, model: Model, running_s: float) -> dict[str, Any]:
         flops = count_answer(
             model.network,
             model.params,
             pictures=self.pictures / self.examples,
             image_size=model.images.size,
-            positions=round(self.positions / self.examples),
+            positions=max(1, round(self.positions / self.examples)),
             new_tokens=round(self.new_tokens / self.examples),
         )
-        memory = read_peak_memory()
         return {
-            "examples": self.examples,
-            "examples_per_s": round(self.examples / running_s, 2),
             "tokens_per_s": round((self.positions + self.new_tokens) / running_s, 1),
-            "compile_s": round(self.compile_s, 2),
             "flops_per_example": round(flops),
-            **({"peak_device_memory_bytes": memory} if memory else {}),
         }
 
 
@@ -130,9 +138,28 @@ class MeteredModel(Model):
         with self.meter.time():
             return super().embed_image(images)
 
+    def embed_prompts(self, prompts: Sequence[PromptParts], **options: Any) -> Float32[np.ndarray, "R D2"]:
+        """As `Model.embed_prompts`; `embed_text` comes here too."""
+        with self.meter.time():
+            vectors = super().embed_prompts(prompts, **options)
+        self._count(prompts)
+        return vectors
+
+    def map_image(self, images: Sequence[Picture] | UInt8[np.ndarray, "R h w 3"]) -> Float32[np.ndarray, "R W"]:
+        """As `Model.map_image`."""
+        self.meter.pictures += len(images)
+        with count(self, len(images)):
+            return super().map_image(images)
+
+    def encode_image(self, images: Sequence[Picture] | UInt8[np.ndarray, "R h w 3"]) -> Float32[np.ndarray, "R E"]:
+        """As `Model.encode_image`."""
+        self.meter.pictures += len(images)
+        with count(self, len(images)):
+            return super().encode_image(images)
+
     def draw(self, texts: Sequence[str | None], **options: Any) -> UInt8[np.ndarray, "R height width 3"]:
         """As `Model.draw`."""
-        with self.meter.time():
+        with count(self, len(texts)):
             return super().draw(texts, **options)
 
     def _count(self, prompts: Sequence[PromptParts]) -> None:
@@ -152,3 +179,14 @@ class MeteredModel(Model):
         """Number of tokens of a text; texts come again and again."""
         encode = self.tokenizer.encode
         return functools.lru_cache(maxsize=65536)(lambda text: len(encode(text)))
+
+
+@contextlib.contextmanager
+def count(model: Model, examples: int) -> Iterator[None]:
+    """Times the body and counts so many examples as made by it, if the model is metered."""
+    if not isinstance(model, MeteredModel):
+        yield
+        return
+    with model.meter.time():
+        yield
+    model.meter.examples += examples

@@ -39,6 +39,13 @@ def test_config_is_accepted_and_says_how_to_run_it(path):
     assert re.search(rf"python -m frozen_jax\.main --config=configs/{path.name} ", path.read_text())
 
 
+@pytest.mark.parametrize("name", ["emoji_smollm2", "pictures_generate", "stamps_fusion", "stamps_smollm2"])
+def test_no_step_is_chosen_by_the_pictures_that_are_reported(name):
+    """Where these are the only held-out ones: the step with the least loss on them would be reported on them."""
+    config = load(f"configs/{name}.py")
+    assert config.train.evaluate_every >= config.train.steps
+
+
 @pytest.mark.parametrize("name", LARGE)
 def test_large_config_says_what_it_needs(name):
     text = Path(f"configs/{name}.py").read_text()

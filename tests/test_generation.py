@@ -282,6 +282,8 @@ def test_report_has_every_view_with_its_controls(finished):
     # The validation records of this synthetic source are training records too: repeated pictures show as 0.
     assert figures["seeing"]["nearest_train_rms"] > 1 and figures["real"]["nearest_train_rms"] == 0
     assert 0 < figures["chance"] < 50
+    cost = report["evaluation"]  # of pictures drawn of texts and without; no prompt is asked
+    assert cost["examples"] == 20 and cost["examples_per_s"] > 0 and "flops_per_example" not in cost
     assert report["frozen"]["lm_sha256_before"] == report["frozen"]["lm_sha256_after"]
     for name in ("generated.png", "neighbours.png", "report.html"):
         assert (directory / name).stat().st_size > 1000

@@ -13,11 +13,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from frozen_jax.api import Model
 from frozen_jax.config import Config
@@ -78,9 +78,10 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         captioner = load(settings.captioner)
         for name, pictures in views.items():
             figures[name]["caption_match"] = share_captioned(captioner, pictures, records, config)
-    nearest = {name: find_nearest(pictures, known) for name, pictures in views.items()}
-    for name, (_, distances) in nearest.items():
-        figures[name]["nearest_train_rms"] = round(float(np.median(distances[:, 0])), 2)
+    flip = config.data.augment.flip
+    nearest = {name: find_nearest(pictures, known, flip=flip) for name, pictures in views.items()}
+    for name, found in nearest.items():
+        figures[name]["nearest_train_rms"] = round(float(np.median(found.distances[:, 0])), 2)
     if is_first():
         draw_generated(directory / "generated.png", captions, drawn)
         draw_neighbours(directory / "neighbours.png", captions, drawn, known, nearest["seeing"])
@@ -150,16 +151,43 @@ def share_captioned(captioner: Model, pictures: Pixels, records: Sequence[Record
     return round(100 * float(np.mean(hits)), 2)
 
 
-def find_nearest(pictures: Pixels, training: Pixels) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, of each picture, the numbers of its nearest training pictures and the distances, the nearest first.
+class Nearest(NamedTuple):
+    """The training pictures nearest to each of R pictures, the nearest first.
 
-    Distances are root mean squares over pixels, 0..255.
+    Attributes:
+        numbers: of the training pictures.
+        mirrored: whether it is the training picture's mirror image that is so near.
+        distances: root mean squares over pixels, 0..255.
     """
-    one, other = (images.reshape(len(images), -1).astype(np.float32) for images in (pictures, training))
-    squares = np.square(one).sum(1)[:, None] + np.square(other).sum(1)[None] - 2 * one @ other.T
+
+    numbers: Int[np.ndarray, "R N"]
+    mirrored: Bool[np.ndarray, "R N"]
+    distances: Float[np.ndarray, "R N"]
+
+
+def find_nearest(pictures: Pixels, training: Pixels, *, flip: bool = False) -> Nearest:
+    """Finds the `NEIGHBOURS` training pictures that are nearest to each picture.
+
+    Args:
+        pictures: to compare.
+        training: to search.
+        flip: training showed mirror images, too: of each picture that one counts which is nearer.
+    """
+    known = training.reshape(len(training), -1).astype(np.float32)
+    lengths = np.square(known).sum(1)[None]
+
+    def compare(views: Pixels) -> Float[np.ndarray, "R K"]:
+        one = views.reshape(len(views), -1).astype(np.float32)
+        squares: np.ndarray = np.square(one).sum(1)[:, None] + lengths - 2 * one @ known.T
+        return squares
+
+    # A picture is as far from a mirror image as its own mirror image from the original.
+    sides = np.stack([compare(pictures), compare(pictures[:, :, ::-1])] if flip else [compare(pictures)])
+    squares = sides.min(axis=0)
     order = np.argsort(squares, axis=1)[:, :NEIGHBOURS]
-    distances = np.sqrt(np.maximum(np.take_along_axis(squares, order, axis=1), 0) / one.shape[1])
-    return order, distances
+    mirrored = np.take_along_axis(sides.argmin(axis=0), order, axis=1) == 1
+    distances = np.sqrt(np.maximum(np.take_along_axis(squares, order, axis=1), 0) / known.shape[1])
+    return Nearest(order, mirrored, distances)
 
 
 def _collect(
@@ -191,16 +219,22 @@ def draw_generated(path: Path, captions: Sequence[str], drawn: Pixels) -> None:
     _draw_grid(path, [cells[start : start + SHOWN] for start in range(0, len(cells), SHOWN)])
 
 
-def draw_neighbours(
-    path: Path, captions: Sequence[str], drawn: Pixels, training: Pixels, nearest: tuple[np.ndarray, np.ndarray]
-) -> None:
-    """Draws the first pictures, and below each the training pictures that are nearest to it."""
-    order, distances = nearest
+def draw_neighbours(path: Path, captions: Sequence[str], drawn: Pixels, training: Pixels, nearest: Nearest) -> None:
+    """Draws the first pictures, and below each the training pictures that are nearest to it, mirrored if so."""
     shown = range(min(SHOWN, len(drawn)))
     grid = [[(drawn[row], captions[row]) for row in shown]]
-    for place in range(order.shape[1]):
-        grid.append([(training[order[row, place]], f"training, {distances[row, place]:.1f}") for row in shown])
+    for place in range(nearest.numbers.shape[1]):
+        grid.append([_show_neighbour(training, nearest, row, place) for row in shown])
     _draw_grid(path, grid)
+
+
+def _show_neighbour(
+    training: Pixels, nearest: Nearest, row: int, place: int
+) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
+    picture, distance = training[nearest.numbers[row, place]], nearest.distances[row, place]
+    if nearest.mirrored[row, place]:
+        return picture[:, ::-1], f"training, mirrored, {distance:.1f}"
+    return picture, f"training, {distance:.1f}"
 
 
 def _draw_grid(path: Path, grid: Sequence[Sequence[tuple[UInt8[np.ndarray, "height width 3"], str]]]) -> None:

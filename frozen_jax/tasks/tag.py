@@ -30,6 +30,7 @@ from frozen_jax.report import draw_answers
 from frozen_jax.tasks.controls import (
     Models,
     images_of,
+    leave_out_pictures,
     list_views,
     read_records,
     shuffle_without_fixed_points,
@@ -41,7 +42,8 @@ from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """Tags a source's pictures by the model and its controls, by a linear probe, and by how often each tag occurs.
 
-    Of the other pictures every second one decides the thresholds; from the rest the probe learns, and the frequencies.
+    The last is the same answer to every picture (`score_frequency`). Of the other pictures every second one decides the
+    thresholds; from the rest the probe learns, and the frequencies.
 
     Raises:
         UserError: no tags, or none that occurs in both sources.
@@ -50,6 +52,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     line, known = source_line(config, settings.source), settings.calibration or config.data.train
     records = [record for record in read_records(open_source(line), most=config.evaluate.examples) if record.tags]
     others = [record for record in _read_spread(open_source(known), most=settings.calibrated_on) if record.tags]
+    others = leave_out_pictures(others, records, line=known)
     learnt, held = others[::2], others[1::2]
     counted = Counter(tag for record in learnt for tag in set(record.tags))
     there = {tag for record in records for tag in record.tags}
@@ -74,10 +77,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         "tags_of_a_picture": round(float(actual.sum(axis=1).mean()), 2),
         "chance": round(100 * float(actual.mean(axis=0).mean()), 2),
     }
-    often = taught.mean(axis=0, keepdims=True)
-    figures["frequency"] = score_tags(
-        often.repeat(len(records), axis=0), actual, often.repeat(len(held), axis=0), calibration
-    )
+    figures["frequency"] = score_frequency(taught.mean(axis=0), actual, calibration)
     samples: list[Sample] = []
     pictures = images_of([*records, *held])
     names = [settings.tag_format.format(tag=tag) for tag in vocabulary]
@@ -122,6 +122,32 @@ def score_tags(
         "map": round(100 * mean_average_precision(scores, actual), 2),
         "micro_f1": round(100 * f1.micro, 2),
         "macro_f1": round(100 * f1.macro, 2),
+    }
+
+
+def score_frequency(
+    often: Float[np.ndarray, " C"], actual: Bool[np.ndarray, "R C"], calibration: Bool[np.ndarray, "R2 C"]
+) -> dict[str, float]:
+    """Returns the figures of `score_tags` for an answer that does not look: the same tags for every picture.
+
+    Macro-F1 is that of all tags, which no other such answer exceeds; micro-F1 that of the commonest tags by `often`, as
+    many of them as give the largest on the calibration pictures.
+
+    Args:
+        often: share of other pictures that have each tag.
+        actual: which tags each picture has.
+        calibration: likewise, of the pictures that decide.
+    """
+    order = np.argsort(-often, kind="stable")
+    right = np.cumsum(calibration.sum(axis=0)[order])
+    called = np.arange(1, len(order) + 1) * len(calibration)
+    most = int(np.argmax(2 * right / (called + calibration.sum()))) + 1
+    everything, commonest = np.ones_like(actual), np.zeros_like(actual)
+    commonest[:, order[:most]] = True
+    return {
+        "map": round(100 * mean_average_precision(everything.astype(np.float32), actual), 2),
+        "micro_f1": round(100 * f1_scores(commonest, actual).micro, 2),
+        "macro_f1": round(100 * f1_scores(everything, actual).macro, 2),
     }
 
 

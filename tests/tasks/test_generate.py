@@ -1,5 +1,8 @@
 """The figures of drawn pictures by hand, and a reader that reads and can be wrong."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,8 @@ from frozen_jax.config import Config
 from frozen_jax.data.fake import FakeSource
 from frozen_jax.data.records import Record
 from frozen_jax.metrics.frechet import frechet_distance
+from frozen_jax.tasks import generate
+from frozen_jax.tasks.controls import Models
 from frozen_jax.tasks.generate import find_nearest, score_tags, share_captioned
 from frozen_jax.tasks.reader import train_reader
 from tests.tasks.seers import Seer, paint, red_of
@@ -31,9 +36,43 @@ def test_tags_are_scored_each_and_all_together():
 
 def test_nearest_pictures_by_root_mean_square():
     training = np.stack([np.full((2, 2, 3), grey, np.uint8) for grey in (0, 100, 200, 250)])
-    order, distances = find_nearest(training[[2]] - np.uint8(10), training)
-    assert order.tolist() == [[2, 3, 1]]
-    np.testing.assert_allclose(distances, [[10, 60, 90]], atol=0.1)
+    nearest = find_nearest(training[[2]] - np.uint8(10), training)
+    assert nearest.numbers.tolist() == [[2, 3, 1]] and not nearest.mirrored.any()
+    np.testing.assert_allclose(nearest.distances, [[10, 60, 90]], atol=0.1)
+
+
+def test_a_mirrored_copy_is_a_copy_where_training_mirrors(monkeypatch):
+    """And it is shown as it was found, beside those that were found as they are."""
+    training = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+    pictures = np.stack([training[3, :, ::-1], training[1]])
+    assert find_nearest(pictures, training).distances[0, 0] > 30
+    nearest = find_nearest(pictures, training, flip=True)
+    assert nearest.numbers[:, 0].tolist() == [3, 1] and nearest.mirrored[:, 0].tolist() == [True, False]
+    np.testing.assert_allclose(nearest.distances[:, 0], 0, atol=0.1)
+    shown = []
+    monkeypatch.setattr(generate, "_draw_grid", lambda path, grid: shown.extend(grid))
+    generate.draw_neighbours(Path("n.png"), ["one", "other"], pictures, training, nearest)
+    (one, words), (other, plain) = shown[1]
+    assert np.array_equal(one, pictures[0]) and np.array_equal(other, pictures[1])
+    assert (words, plain) == ("training, mirrored, 0.0", "training, 0.0")
+
+
+class Copyist:
+    """Draws the pictures of a synthetic source, mirrored."""
+
+    def draw(self, texts, **options):
+        return np.stack([FakeSource(6).record(row).image[:, ::-1] for row in range(len(texts))])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_report_knows_mirrored_copies_where_training_mirrors(flip, tmp_path):
+    default = Config().data
+    image = dataclasses.replace(default.image, size=FakeSource(6).record(0).image.shape[0])
+    augment = dataclasses.replace(default.augment, flip=flip)
+    data = dataclasses.replace(default, train="fake:6", validation="fake:6", image=image, augment=augment)
+    figures = generate.evaluate(Config(data=data), Models(Copyist()), tmp_path).figures["generate"]
+    assert (figures["seeing"]["nearest_train_rms"] < 0.1) == flip and figures["real"]["nearest_train_rms"] < 0.1
+    assert (tmp_path / "neighbours.png").stat().st_size > 1000
 
 
 def test_a_reader_reads_pictures_that_it_has_not_seen_and_is_the_same_twice():
