@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -41,6 +40,8 @@ from frozen_jax.prompt import (
     Image,
     Prompt,
     PromptRows,
+    check_list,
+    check_pictures,
     check_room,
     check_text,
     encode_prompt,
@@ -205,6 +206,7 @@ class Model:
         Raises:
             UserError: as `generate`; no continuation, an empty one, or lists of different lengths.
         """
+        check_list(continuations, "continuations")
         asked, table = self._resolve(prompts, prefixes)
         shared = all(isinstance(text, str) for text in continuations)
         lists: list[Sequence[str]] = [continuations] * len(asked) if shared else list(continuations)  # type: ignore
@@ -256,6 +258,7 @@ class Model:
         Raises:
             UserError: a text that is empty or longer than the language model's positions.
         """
+        check_list(texts, "texts")
         return self.embed_prompts([(text,) for text in texts])
 
     def embed_prompts(
@@ -305,6 +308,10 @@ class Model:
         return self._look(images, pool_images, (vision.width,))
 
     def _check_vision(self) -> FrozenModel:
+        if self.network.fusion is not None:
+            raise UserError("this model names classes by a picture and a text; use frozen_jax.fusing.fuse")
+        if self.network.generator is not None:
+            raise UserError("this model draws pictures and looks at none; use draw, or tools.generate_image")
         if self.network.prefix is None:
             raise UserError("this model was trained on text alone (vision.name is ''); it cannot look at pictures")
         return self.network
@@ -316,6 +323,7 @@ class Model:
 
     def _look(self, images: Sequence[Picture] | np.ndarray, encode: Any, shape: tuple[int, ...]) -> np.ndarray:
         """Runs a program of one picture's pixels over all pictures, in batches shared by the processes."""
+        check_pictures(images)
         size = self.images.size
 
         def run(pixels: np.ndarray, of: int) -> np.ndarray:
@@ -324,10 +332,11 @@ class Model:
 
         if self.blind and len(images):
             return np.repeat(run(np.zeros((1, size, size, 3), np.uint8), 1), len(images), axis=0)
+        open_picture = functools.partial(load_image, options=self.images)
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
 
             def encode_batch(start: int) -> bytes:
-                pixels = np.stack(list(threads.map(self._load, images[start : start + self.batch_size])))
+                pixels = np.stack(list(threads.map(open_picture, images[start : start + self.batch_size])))
                 return run(pixels, len(images)).tobytes()
 
             encoded = bytearray().join(deal(range(0, len(images), self.batch_size), encode_batch))
@@ -352,15 +361,11 @@ class Model:
         draw = functools.partial(draw_pictures, batch_size=self.batch_size, put=self._put, devices=self._devices)
         return draw(self.network, self.params, tokens, told, steps=steps, guidance=guidance, seed=seed)
 
-    def _load(self, image: Picture) -> UInt8[np.ndarray, "height width 3"]:
-        return load_image(Path(image) if isinstance(image, os.PathLike) else image, options=self.images)
-
     def _resolve(
         self, prompts: Sequence[PromptParts], prefixes: Float[np.ndarray, "R P D"] | None
     ) -> tuple[list[Prompt], Float[np.ndarray, "R2 P D"] | None]:
         """Numbers the pictures of all prompts and encodes each once; the table is None where there are none."""
-        if isinstance(prompts, str):
-            raise UserError(f"prompts is the text {prompts[:40]!r}; give a list of prompts, each a list of parts")
+        check_list(prompts, "prompts")
         known = 0 if prefixes is None else len(prefixes)
         rows: dict[str | int, int] = {}
         pictures: list[Picture] = []
@@ -380,8 +385,7 @@ class Model:
 
         resolved: list[Prompt] = []
         for index, prompt in enumerate(prompts):
-            if isinstance(prompt, str):
-                raise UserError(f"prompt {index} is the text {prompt[:40]!r}; give a list of parts: [{prompt[:40]!r}]")
+            check_list(prompt, f"prompt {index}")
             resolved.append(tuple(resolve(part, index) for part in prompt))
         if not pictures:
             return resolved, prefixes

@@ -10,10 +10,8 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -26,7 +24,7 @@ from frozen_jax.data.text import Piece, RowLayout, text_row
 from frozen_jax.errors import UserError
 from frozen_jax.meter import count
 from frozen_jax.models.frozen import FrozenModel
-from frozen_jax.prompt import round_up
+from frozen_jax.prompt import check_pictures, round_up
 from frozen_jax.prompt_batches import fill_up
 from frozen_jax.sharding import find_row_sharding
 from frozen_jax.state import Params
@@ -106,15 +104,13 @@ def _open(
     model: Model, pictures: Sequence[Picture]
 ) -> tuple[UInt8[np.ndarray, "pictures height width 3"], Int[np.ndarray, " R"]]:
     """Returns the different pictures, black ones for a blind model, and which of them each item has."""
+    check_pictures(pictures)
     size = model.images.size
     if model.blind or not pictures:
         return np.zeros((1, size, size, 3), np.uint8), np.zeros(len(pictures), np.int64)
     numbers: dict[int, int] = {}
     places = [numbers.setdefault(id(picture), len(numbers)) for picture in pictures]
     different = list({id(picture): picture for picture in pictures}.values())
-
-    def load(picture: Picture) -> UInt8[np.ndarray, "height width 3"]:
-        return load_image(Path(picture) if isinstance(picture, os.PathLike) else picture, options=model.images)
-
+    open_picture = functools.partial(load_image, options=model.images)
     with ThreadPoolExecutor(8) as threads:
-        return np.stack(list(threads.map(load, different))), np.array(places)
+        return np.stack(list(threads.map(open_picture, different))), np.array(places)

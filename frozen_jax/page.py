@@ -11,7 +11,6 @@ import dataclasses
 import html
 import io
 import itertools
-import os
 import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -198,7 +197,7 @@ def _draw_sample(sample: Sample, draw: Callable[[str | Picture], str]) -> str:
 def draw_picture(picture: Picture, options: ImageOptions) -> str:
     """Returns an image element with the picture in it; one that nobody can open (a blind model has not) is named so."""
     try:
-        pixels = load_image(Path(picture) if isinstance(picture, os.PathLike) else picture, options=options)
+        pixels = load_image(picture, options=options)
     except RecordError:
         return '<span class="out">[a picture that cannot be opened]</span>'
     file = io.BytesIO()

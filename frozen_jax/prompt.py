@@ -211,6 +211,34 @@ def name_picture(part: object, index: int) -> str | int:
     return id(part)
 
 
+def check_pictures(pictures: object) -> None:
+    """Checks what has to be a list of pictures, or an array of several.
+
+    Raises:
+        UserError: it is one picture by itself, or something in it is none.
+    """
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
+        return
+    if isinstance(pictures, str | bytes | np.ndarray | FileSlice) or not isinstance(pictures, Sequence):
+        raise UserError(f"pictures is one {type(pictures).__name__}; give a list of pictures: [picture]")
+    for index, picture in enumerate(pictures):
+        if not isinstance(picture, os.PathLike | PIL.Image.Image | np.ndarray | bytes | FileSlice):
+            raise UserError(
+                f"picture {index} is of type {type(picture).__name__}; give a pathlib.Path, a PIL.Image, a uint8 array "
+                "or the bytes of a file"
+            )
+
+
+def check_list(texts: object, name: str) -> None:
+    """Refuses a text where a list is wanted: its letters would be taken one by one.
+
+    Raises:
+        UserError: it is a text.
+    """
+    if isinstance(texts, str):
+        raise UserError(f"{name} is the text {texts[:40]!r}; give a list: [{texts[:40]!r}]")
+
+
 def check_text(text: str, index: int) -> str:
     """Returns a text part.
 

@@ -97,8 +97,15 @@ class Tokenizer:
             raise UserError(f"{directory}: {error}") from None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; a special token written out in the text becomes its id, and none is added."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        """Ids of `text`; a special token written out in the text becomes its id, and none is added.
+
+        Raises:
+            UserError: it is no text, or one with halves of characters, as a command line makes of bytes out of place.
+        """
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except TypeError:
+            raise UserError(f"{text!r:.60} is no text in Unicode; give a string that UTF-8 can hold") from None
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Text of `ids` (a list or an integer array); special tokens, slots and padding (negative ids) are left out."""

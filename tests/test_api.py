@@ -13,12 +13,12 @@ import PIL.Image
 import pytest
 
 import frozen_jax
-from frozen_jax import Image, api
+from frozen_jax import Image, api, fusing
 from frozen_jax.build import build_towers
 from frozen_jax.config import default_config, from_config_dict
 from frozen_jax.decode import _generate
 from frozen_jax.errors import UserError
-from frozen_jax.prompt import encode_prompt, name_picture
+from frozen_jax.prompt import check_pictures, encode_prompt, name_picture
 from frozen_jax.restore import make_model
 from frozen_jax.scoring import score_continuations
 from frozen_jax.state import merge
@@ -237,8 +237,9 @@ def test_a_blind_model_opens_no_picture(model):
     ("prompts", "options", "message"),
     [
         ("a red", {}, "prompts is the text 'a red'"),
-        (["a red"], {}, r"prompt 0 is the text 'a red'; give a list of parts"),
+        (["a red"], {}, r"prompt 0 is the text 'a red'; give a list: \['a red'\]"),
         ([[Path("nowhere.png")]], {}, "nowhere.png"),
+        ([["a \udcff"]], {}, r"'a \\udcff' is no text in Unicode"),
         ([[" a"]], {"stop": "\n"}, "stop is '\\\\n'; give a list"),
         ([[" a"]], {"stop": [""]}, "not empty"),
         ([[" a"]], {"max_new_tokens": 0}, "max_new_tokens"),
@@ -248,6 +249,42 @@ def test_a_blind_model_opens_no_picture(model):
 def test_wrong_calls_are_named(model, prompts, options, message):
     with pytest.raises(UserError, match=message):
         model.generate(prompts, **options)
+
+
+def test_one_thing_in_a_list_s_place_is_named(model):
+    """A text would be taken letter by letter."""
+    with pytest.raises(UserError, match="continuations is the text ' red'"):
+        model.score([[" a"]], " red")
+    with pytest.raises(UserError, match="texts is the text ' red'"):
+        model.embed_text(" red")
+
+
+@pytest.mark.parametrize(
+    "one", ["0.png", Path("0.png"), b"GIF8", np.zeros((16, 16, 3), np.uint8), PIL.Image.new("L", (8, 8))]
+)
+def test_one_picture_is_no_list_of_pictures(one):
+    """Called as it is without types that are checked at run time, as by users."""
+    with pytest.raises(UserError, match="pictures is one .*; give a list of pictures"):
+        check_pictures(one)
+    check_pictures([np.zeros((16, 16, 3), np.uint8), Path("0.png")])
+    check_pictures(np.zeros((2, 16, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize("wrong", ["0.png", None, 3])
+def test_what_is_no_picture_in_a_list_is_named(wrong):
+    with pytest.raises(UserError, match="picture 1 is of type"):
+        check_pictures([b"GIF8", wrong])
+
+
+def test_pictures_are_checked_before_they_are_opened(model, monkeypatch):
+    def refuse(pictures):
+        raise UserError("checked")
+
+    for module in (api, fusing):
+        monkeypatch.setattr(module, "check_pictures", refuse)
+    for ask in (model.embed_image, model.encode_image, lambda pictures: fusing._open(model, pictures)):
+        with pytest.raises(UserError, match="checked"):
+            ask([Path("nowhere.png")])
 
 
 def test_a_part_that_is_neither_text_nor_picture_is_named():

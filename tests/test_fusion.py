@@ -191,6 +191,8 @@ def test_a_run_from_training_to_use(tiny_config, tmp_path):
     alone = fuse(dataclasses.replace(model, batch_size=1), items[1:2])
     np.testing.assert_allclose(alone.probabilities[0], fused.probabilities[1], atol=1e-5)
     assert fuse(model, []).vectors.shape == (0, 16)
+    with pytest.raises(UserError, match=r"use frozen_jax\.fusing\.fuse"):
+        model.embed_image(pictures)
     with pytest.raises(UserError, match=r"item 0 has the text ''"):
         fuse(model, [(pictures[0], "")])
     with pytest.raises(UserError, match=r"a text takes \d+ tokens, and the language model has 64 positions"):

@@ -10,6 +10,7 @@ Random augmentation stands in `augment.py`; next in the data flow: `loading.py`.
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -73,7 +74,7 @@ def is_feature(source: object) -> TypeGuard[Float32[np.ndarray, " E"]]:
 
 
 def load_image(
-    source: ImageData | Image.Image,
+    source: ImageData | os.PathLike[str] | Image.Image,
     *,
     options: ImageOptions,
     window: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
@@ -92,6 +93,8 @@ def load_image(
     Raises:
         RecordError: the file is missing, empty, of no allowed format, damaged or over the pixel limit.
     """
+    if isinstance(source, os.PathLike):
+        source = Path(source)
     name = _describe(source)
     if isinstance(source, FileSlice):
         source = source.read()
@@ -127,14 +130,19 @@ def _describe(source: ImageData | Image.Image) -> str:
 def _open(source: Path | bytes | np.ndarray | Image.Image, name: str) -> Image.Image:
     """Reads the header only (of files and bytes)."""
     if isinstance(source, Image.Image):
-        return source.copy()
+        try:
+            return source.copy()
+        except Exception as error:  # it decodes here, whatever it holds, and may have been closed
+            message = f"image {name}: cannot be decoded ({error}); open the file anew, or replace it"
+            raise ImageError(message, reason="damaged") from error
     if is_feature(source):
         raise UserError(
             "data: class_features holds features and no pictures; train on them with vision.freeze and "
             "vision.feature_cache, and name another source where pictures are shown"
         )
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape:
+        channels = source.shape[2] if source.ndim == 3 else 1
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape or channels not in (1, 3, 4):
             raise ImageError(
                 f"image {name}: {source.dtype} array; decoded pixels must be uint8[height, width(, 1 | 3 | 4)]",
                 reason="unsupported pixels",

@@ -187,6 +187,20 @@ def test_bad_files(tmp_path):
         assert caught.value.reason == "missing"
 
 
+def test_bad_pictures_in_memory(tmp_path):
+    """Pillow decodes when it is asked to, wherever that is; and not every number of channels is a colour."""
+    whole = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    closed = Image.open(io.BytesIO(whole))
+    closed.close()
+    for damaged in (Image.open(io.BytesIO(whole[: len(whole) // 2])), closed):
+        with pytest.raises(ImageError, match="cannot be decoded") as caught:
+            load_image(damaged, options=options())
+        assert caught.value.reason == "damaged"
+    for shape in ((3, 40, 40), (8, 8, 5), (8, 8, 2)):
+        with pytest.raises(ImageError, match=r"must be uint8\[height, width"):
+            load_image(np.zeros(shape, np.uint8), options=options())
+
+
 def test_bad_options():
     for bad in ({"size": 0}, {"size": 8, "fit": "stretch"}, {"size": 8, "max_pixels": 10**9}):
         with pytest.raises(UserError, match="images:"):
