@@ -232,8 +232,10 @@ def from_config_dict(config: ConfigDict | Mapping[str, Any]) -> Config:
     return result
 
 
-def _build(kind: type, given: Mapping[str, Any], path: str) -> Any:
+def _build(kind: type, given: Any, path: str) -> Any:
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{path} is {given!r}, a {type(given).__name__}; it must hold settings: {', '.join(fields)}")
     hints = typing.get_type_hints(kind)
     for key in given:
         if key not in fields:
@@ -310,9 +312,9 @@ def _check(config: Config) -> None:
         ("train.patience", config.train.patience),
         ("train.embedding_noise", config.train.embedding_noise),
         ("profile.start", config.profile.start),
-        ("seed", config.seed),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
+    require(0 <= config.seed < 2**63, "seed", config.seed, "it must be at least 0 and less than 2**63")
     check_data(config.data, require)
     check_evaluate(config.evaluate, require)
     check_faults(config.faults, require)

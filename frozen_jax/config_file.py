@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -31,9 +32,23 @@ def read_config(words: Sequence[str]) -> Config:
         if config is not None:
             config.to_dict()  # a file that failed to load raises when it is first used
     except Exception as error:  # a config file is the user's own code: it can raise anything
-        raise UserError(f"the flags or the config file: {' '.join(str(error).split())}") from error
+        reason = name_unknown(error, words) or " ".join(str(error).split())
+        raise UserError(f"the flags or the config file: {reason}") from error
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}; settings are given as --config.section.name=value")
     if config is None:
         raise UserError("--config is missing; for example --config=configs/quickstart.py")
     return from_config_dict(config)
+
+
+def name_unknown(error: Exception, words: Sequence[str]) -> str:
+    """Says which of the words of a command line sets what its config file does not hold; "" for another error."""
+    cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
+    if not isinstance(cause, KeyError) or not cause.args:  # ml_collections' own, often within an AttributeError
+        return ""
+    found = " ".join(str(cause.args[0]).split())  # "'setps' Did you mean …"
+    for word in words:
+        name = word.partition("=")[0]
+        if name.lstrip("-").startswith("config.") and found.split()[0].strip("'") in re.split(r"[.\[\]]", name):
+            return f"{word} sets what the config does not hold: {found}; mend the name, or set it in the file"
+    return ""

@@ -6,6 +6,7 @@ A picture is a function of its text, its number in the call and the seed: the sa
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -75,8 +76,12 @@ def draw_pictures(
         UserError: an option is out of range.
     """
     assert network.generator is not None
-    if steps < 1 or guidance < 0:
-        raise UserError(f"draw: steps = {steps} must be at least 1 and guidance = {guidance} must not be negative")
+    if steps < 1 or guidance < 0 or not math.isfinite(guidance):
+        raise UserError(
+            f"draw: steps = {steps} must be at least 1 and guidance = {guidance} must not be negative, infinite or NaN"
+        )
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"draw: seed = {seed} must be one of 64 bits, -2**63 <= seed < 2**63; give a smaller one")
     rng, size = jax.random.key(seed), network.generator.config.image_size
 
     def compute(start: int) -> bytes:

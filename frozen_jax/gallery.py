@@ -12,6 +12,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,21 +91,18 @@ def index_folder(model: Model, folder: str | Path, out: str | Path) -> Changes:
         UserError: no pictures, an index of another model or folder, or one that cannot be read or written.
     """
     root, out = existing_folder(folder).resolve(), Path(out)
+    _check_out(out)
     fingerprint, aligned = fingerprint_model(model), model.network.retrieval is not None
     before = read_gallery(out, model=fingerprint) if out.exists() else None
     if before is not None and before.folder != str(root):
         raise UserError(f"--out={out}: is the index of {before.folder}; name another file for {root}")
     known = {} if before is None else {name: row for row, name in enumerate(before.ids)}
-    stamps: dict[str, tuple[int, int]] = {}
-    for name in walk(root):
-        if name.lower().endswith(PICTURES):
-            status = os.stat(root / name)
-            stamps[name] = (status.st_size, status.st_mtime_ns)
-    if not stamps:
+    stamps, refused = _list_pictures(root)
+    if not stamps and not refused:
         raise UserError(f"{root} holds no pictures ({', '.join(PICTURES)}); check the path")
+    listed = len(stamps) + len(refused)
     same = {n for n, row in known.items() if before is not None and stamps.get(n) == tuple(before.stamps[row].tolist())}
     made: dict[str, np.ndarray] = {}
-    refused: dict[str, str] = {}
     todo = [name for name in stamps if name not in same]
     with tqdm(total=len(todo), unit="pictures", disable=None) as bar:
         for start in range(0, len(todo), CHUNK):
@@ -119,9 +118,7 @@ def index_folder(model: Model, folder: str | Path, out: str | Path) -> Changes:
             bar.update(len(names))
     ids = [name for name in stamps if name in same or name in made]
     if not ids:
-        raise UserError(
-            f"{root}: none of {len(stamps)} pictures can be used; the first: {next(iter(refused.values()))}"
-        )
+        raise UserError(f"{root}: none of {listed} pictures can be used; the first: {next(iter(refused.values()))}")
     rows = [made[name] if name in made or before is None else before.vectors[known[name]] for name in ids]
     gallery = Gallery(
         str(root), fingerprint, aligned, tuple(ids), np.array([stamps[name] for name in ids], np.int64), np.stack(rows)
@@ -132,6 +129,38 @@ def index_folder(model: Model, folder: str | Path, out: str | Path) -> Changes:
     return Changes(len(same), len(made) - changed, changed, gone, refused)
 
 
+def _check_out(out: Path) -> None:
+    """Refuses what cannot become a file before the pictures are encoded, which may take hours."""
+    try:
+        if os.path.exists(out) and not os.path.isfile(out):
+            raise UserError(f"--out={out}: is a folder or a device, and an index is a file; name a file")
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.tmp-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out={out}: cannot be written ({error.strerror}); name a file in a folder that is there and writable"
+        ) from error
+
+
+def _list_pictures(root: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Returns sizes and times of change by path, and what is no file to open, with reasons."""
+    stamps: dict[str, tuple[int, int]] = {}
+    refused: dict[str, str] = {}
+    for name in walk(root):
+        if not name.lower().endswith(PICTURES):
+            continue
+        try:
+            status = os.stat(root / name)
+        except OSError as error:  # a link to nothing, or gone since it was listed
+            refused[name] = str(UserError(f"image {root / name}: cannot be read ({error.strerror}); remove or mend it"))
+            continue
+        if stat.S_ISREG(status.st_mode):
+            stamps[name] = (status.st_size, status.st_mtime_ns)
+        else:  # opening a pipe would wait for a writer
+            refused[name] = str(UserError(f"image {root / name}: is no regular file; remove it"))
+    return stamps, refused
+
+
 def write_gallery(gallery: Gallery, path: str | Path) -> None:
     """Writes an index file atomically.
 
@@ -139,7 +168,8 @@ def write_gallery(gallery: Gallery, path: str | Path) -> None:
         UserError: it cannot be written.
     """
     said = {"format": FORMAT, **{name: getattr(gallery, name) for name in ("folder", "model", "aligned", "ids")}}
-    described = np.frombuffer(json.dumps(said, ensure_ascii=False).encode(), np.uint8)
+    # Names of files are bytes, not always those of UTF-8.
+    described = np.frombuffer(json.dumps(said, ensure_ascii=False).encode(errors="surrogateescape"), np.uint8)
     content = save({"described": described, "stamps": gallery.stamps, "vectors": gallery.vectors})
     write_bytes_atomic(path, content)
 
@@ -155,22 +185,23 @@ def read_gallery(path: str | Path, *, model: str) -> Gallery:
         UserError: no such file, no index, a damaged one, or one of another model.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises on a name that is too long
         raise UserError(f"{path}: no such index; make it with python -m frozen_jax.tools.retrieve index")
-    tensors = SafetensorsDirectory(path)
+    mend = "name another file, or remove this one and index the folder anew"
     try:
-        said = json.loads(tensors["described"].tobytes())
+        tensors = SafetensorsDirectory(path)
+        said = json.loads(tensors["described"].tobytes().decode(errors="surrogateescape"))
         stamps, vectors = tensors["stamps"], tensors["vectors"]
         gallery = Gallery(said["folder"], said["model"], said["aligned"], tuple(said["ids"]), stamps, vectors)
         fits = said["format"] == FORMAT and len(gallery.ids) == len(stamps) == len(vectors) > 0
         fits &= stamps.dtype == np.int64 and stamps.shape[1:] == (2,) and vectors.dtype == np.float32
         fits &= vectors.ndim == (2 if gallery.aligned else 3) and bool(np.isfinite(vectors).all())
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: is no index of pictures, or a damaged one ({error!r}); index the folder anew"
-        ) from error
+    except (UserError, KeyError, TypeError, ValueError, RecursionError) as error:
+        # The reader's own advice is for a language model's weights: download them again.
+        reason = error.__cause__ or repr(error)
+        raise UserError(f"{path}: is no index of pictures, or a damaged one ({reason}); {mend}") from error
     if not fits:
-        raise UserError(f"{path}: is no index of pictures, or a damaged one; index the folder into a new file")
+        raise UserError(f"{path}: is no index of pictures, or a damaged one; {mend}")
     if gallery.model != model:
         raise UserError(
             f"{path}: was made by another model ({gallery.model[:12]}, this one is {model[:12]}), whose vectors mean "

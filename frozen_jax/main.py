@@ -52,7 +52,9 @@ def _parse(arguments: list[str]) -> list[str]:
     except Exception as error:  # a config file is the user's own code: it can raise anything
         lines = [line.strip() for line in str(error).replace("\\n", " ").splitlines() if line.strip()]
         raised = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
-        reason = raised[-1] if raised else " ".join(lines)
+        from frozen_jax.config_file import name_unknown
+
+        reason = name_unknown(error, arguments) or (raised[-1] if raised else " ".join(lines))
         raise UserError(f"the flags or the config file: {reason} (see --help)") from error
     return rest
 

@@ -345,7 +345,7 @@ def restore_best(checkpoints: Checkpoints, state: TrainState) -> Trained:
     """
     newest = checkpoints.restore_newest(state, set_aside=False)
     if newest is None:
-        raise UserError("--workdir holds no complete checkpoint; train first, with --mode=train")
+        raise UserError(f"{checkpoints.directory} holds no complete checkpoint; train first, with --mode=train")
     latest, progress = newest[0], Progress(**newest[1])
     best = progress.best_step
     if best not in (0, progress.step):

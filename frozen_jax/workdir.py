@@ -7,6 +7,7 @@ Next in the data flow: train.py, which puts checkpoints, metrics and the report 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -188,7 +189,8 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
         temporary.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a name that is impossible is so here, too
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: could not be written ({error.strerror}); make space or mend the disk, then start again"
         ) from error

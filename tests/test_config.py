@@ -95,6 +95,10 @@ def test_unknown_key_names_the_nearest():
         ("mesh", "data", 0, r"config\.mesh\.data is 0"),
         ("mesh", "fsdp", -1, r"config\.mesh\.fsdp is -1; mesh\.data is -1 too, and only one axis can be the rest"),
         ("mesh", "frozen", "some", r"config\.mesh\.frozen is 'some'; it must be one of 'auto', "),
+        (None, "seed", -1, r"config\.seed is -1; it must be at least 0 and less than 2\*\*63"),
+        (None, "seed", 2**63, r"config\.seed is 9223372036854775808; .* less than 2\*\*63"),
+        (None, "train", 5, r"config\.train is 5, a int; it must hold settings: steps, batch_size"),
+        ("data", "image", None, r"config\.data\.image is None, a NoneType; it must hold settings: size"),
         ("profile", "start", -5, r"config\.profile\.start is -5"),
         ("profile", "steps", 0, r"config\.profile\.steps is 0"),
         ("vision", "name", "", r"config\.lm\.mode is 'frozen'; without vision\.name nothing would be trained"),
@@ -102,7 +106,7 @@ def test_unknown_key_names_the_nearest():
 )
 def test_each_bad_value_is_named(config, section, name, value, message):
     given = config.to_dict()
-    given[section][name] = value
+    (given[section] if section else given)[name] = value
     with pytest.raises(UserError, match=message):
         from_config_dict(given)
 

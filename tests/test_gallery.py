@@ -1,6 +1,7 @@
 """Galleries: what is encoded when, what is refused, and that what is found is what the model's own vectors say."""
 
 import dataclasses
+import json
 import os
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import save
 
 from frozen_jax import gallery as gallery_module
 from frozen_jax import nearest
@@ -15,6 +17,7 @@ from frozen_jax.api import Model
 from frozen_jax.build import build_towers
 from frozen_jax.config import default_config, from_config_dict
 from frozen_jax.errors import UserError
+from frozen_jax.export.layout import MODEL_TYPE
 from frozen_jax.gallery import Searcher, fingerprint_model, index_folder, read_gallery
 from frozen_jax.restore import make_model
 from frozen_jax.state import merge
@@ -198,6 +201,126 @@ def test_what_does_not_fit_is_refused(model, plain, folder, tmp_path):
         read_gallery(tmp_path / "short", model=fingerprint)
 
 
+def test_what_is_no_file_to_open_is_left_out(model, folder, tmp_path):
+    """A link to nothing, as a file is that was deleted since it was listed, and a pipe, which would wait for ever."""
+    (folder / "gone.png").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "pipe.png")
+    changes = index_folder(model, folder, tmp_path / "index")
+    assert changes[:4] == (0, 5, 0, 0) and sorted(changes.refused) == ["gone.png", "pipe.png"]
+    assert "No such file" in changes.refused["gone.png"] and "no regular file" in changes.refused["pipe.png"]
+    (folder / "a.png").unlink()
+    (folder / "a.png").symlink_to(tmp_path / "nothing")
+    assert index_folder(model, folder, tmp_path / "index")[:4] == (4, 0, 0, 1)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "gone.png").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"none of 1 pictures can be used; the first: .*gone\.png: cannot be read"):
+        index_folder(model, tmp_path / "links", tmp_path / "other")
+
+
+def test_names_need_not_be_utf_8(model, config, folder, tmp_path, monkeypatch, capsys):
+    os.rename(folder / "a.png", os.fsencode(folder) + b"/\xff.png")
+    (folder / "\udcfe.png").write_bytes(b"no picture")
+    command(monkeypatch, model, config)
+    retrieve.main(["index", str(folder), "--workdir=w", f"--out={tmp_path / 'index'}"])
+    assert "left out: image " in (shown := capsys.readouterr().out) and "5 pictures" in shown
+    gallery = read_gallery(tmp_path / "index", model=fingerprint_model(model))
+    assert "\udcff.png" in gallery.ids
+    assert index_folder(model, folder, tmp_path / "index").kept == 5
+    sheet = tmp_path / "sheet.png"
+    retrieve.main(["query", str(tmp_path / "index"), str(folder / "\udcff.png"), "--workdir=w", f"--sheet={sheet}"])
+    assert capsys.readouterr().out.splitlines()[0].endswith("\\udcff.png") and sheet.exists()
+
+
+def test_where_the_index_cannot_be_is_told_before_encoding(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Model, "map_image", lambda *_: pytest.fail("encoded"))
+    for out, message in (
+        (folder, "is a folder"),
+        (tmp_path / "absent" / "index", "No such file or directory"),
+        (folder / "a.png" / "index", "Not a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / ("x" * 250), "File name too long"),  # with what marks it as half written
+    ):
+        with pytest.raises(UserError, match=f"^--out=.*{message}"):
+            index_folder(model, folder, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+
+
+def test_an_impossible_name_is_told_as_such_when_writing(model, folder, tmp_path):
+    index_folder(model, folder, tmp_path / "index")
+    gallery = read_gallery(tmp_path / "index", model=fingerprint_model(model))
+    for out, message in ((folder / "a.png" / "x", "Not a directory"), (tmp_path / ("x" * 300), "name too long")):
+        with pytest.raises(UserError, match=f"could not be written .*{message}"):
+            gallery_module.write_gallery(gallery, out)
+
+
+def test_a_damaged_index_is_not_to_be_downloaded(model, folder, tmp_path):
+    out = tmp_path / "index"
+    for content in (b"", b"no index", save({"other": np.zeros(3, np.float32)}), save({"described": np.uint8([255])})):
+        out.write_bytes(content)
+        for use in (lambda: read_gallery(out, model=""), lambda: index_folder(model, folder, out)):
+            with pytest.raises(UserError, match=r"is no index of pictures, or a damaged one \(.*remove this") as caught:
+                use()
+            assert "download" not in str(caught.value)
+        assert out.read_bytes() == content
+    with pytest.raises(UserError, match="no such index"):
+        read_gallery(tmp_path / ("x" * 300), model="")
+
+
+def command(monkeypatch, model, config):
+    """Lets the command find these for any workdir."""
+    monkeypatch.setattr(retrieve, "load", lambda directory: model)
+    monkeypatch.setattr(retrieve, "read_settings", lambda directory: config)
+
+
+def fail(capsys, *words):
+    """Runs the command; returns what it printed and its error."""
+    with pytest.raises(SystemExit) as caught:
+        retrieve.main([*words, "--workdir=w"])
+    shown, error = capsys.readouterr()
+    assert caught.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1
+    return shown, error
+
+
+def test_an_export_is_asked_texts_as_they_are_given(plain, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(retrieve, "load", lambda directory: plain)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text(json.dumps({"model_type": MODEL_TYPE}))
+    workdir = f"--workdir={tmp_path / 'export'}"
+    retrieve.main(["index", str(folder), workdir, f"--out={tmp_path / 'index'}"])
+    capsys.readouterr()
+    retrieve.main(["query", str(tmp_path / "index"), " a blue patch", workdir, "--k=1"])
+    gallery = read_gallery(tmp_path / "index", model=fingerprint_model(plain))
+    ((name, score),) = Searcher(plain, gallery).find([" a blue patch"], k=1)
+    assert capsys.readouterr().out == f"{score:8.4f}  {folder.resolve() / name}\n"
+
+
+def test_the_command_refuses_texts_without_words_and_sheets_that_are_there(
+    model, config, folder, tmp_path, monkeypatch, capsys
+):
+    command(monkeypatch, model, config)
+    index_folder(model, folder, tmp_path / "index")
+    query, sheet = ["query", str(tmp_path / "index")], tmp_path / "sheet.png"
+    for text in ("", "   "):
+        shown, error = fail(capsys, *query, "a blue patch", text)
+        assert not shown and "say what to find, for example 'a red circle'" in error
+    sheet.write_bytes(b"mine")
+    shown, error = fail(capsys, *query, "a blue patch", f"--sheet={sheet}")
+    assert not shown and "is there already; name another file or remove it" in error
+    assert sheet.read_bytes() == b"mine"
+
+
+def test_what_was_found_is_printed_when_the_sheet_cannot_be_drawn(model, config, folder, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, model, config)
+    index_folder(model, folder, tmp_path / "index")
+    (folder / "b.png").unlink()
+    sheet = tmp_path / "sheet.png"
+    shown, error = fail(capsys, "query", str(tmp_path / "index"), "a blue patch", f"--sheet={sheet}")
+    assert len(shown.splitlines()) == 5 and not sheet.exists()
+    assert "b.png was changed since it was indexed (missing); index the folder again" in error
+    shown, error = fail(capsys, "query", str(tmp_path / "index"), "a", "--k=1", f"--sheet={tmp_path / 'no' / 'x.png'}")
+    assert len(shown.splitlines()) == 1 and "cannot be written" in error
+
+
 def test_the_fingerprint_is_of_all_that_decides(model):
     images = dataclasses.replace(model.images, size=18)
     moved = {**model.params, "retrieval": jax.tree.map(lambda leaf: leaf + 1, model.params["retrieval"])}
@@ -207,8 +330,7 @@ def test_the_fingerprint_is_of_all_that_decides(model):
 
 
 def test_the_command(model, config, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(retrieve, "load", lambda directory: model)
-    monkeypatch.setattr(retrieve, "read_settings", lambda directory: config)
+    command(monkeypatch, model, config)
     out, sheet = tmp_path / "index", tmp_path / "sheet.png"
     retrieve.main(["index", str(folder), "--workdir=w", f"--out={out}"])
     assert "5 pictures; 5 new, 0 changed, 0 as they were, 0 gone, 0 left out" in capsys.readouterr().out

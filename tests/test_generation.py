@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 
 import jax
@@ -25,7 +26,7 @@ from frozen_jax.sharding_rules import list_sharding_rules
 from frozen_jax.state import TrainState, flatten, match_rules, merge, split
 from frozen_jax.steps import LossOptions, choose_loss, make_train_step, picture_loss
 from frozen_jax.tasks.generate import _select
-from frozen_jax.tools.generate_image import main
+from frozen_jax.tools.generate_image import main, name_files
 
 TEXT = "a red patch at the top"
 
@@ -191,6 +192,10 @@ def test_draw_refuses(model):
         (["red " * 70], {}, "room for 62 before the 2 queries"),
         ([TEXT], {"steps": 0}, "steps = 0 must be at least 1"),
         ([TEXT], {"guidance": -1.0}, "guidance = -1.0 must not be negative"),
+        ([TEXT], {"guidance": math.nan}, "guidance = nan must not be negative, infinite or NaN"),
+        ([TEXT], {"guidance": math.inf}, "guidance = inf must not be negative, infinite or NaN"),
+        ([TEXT], {"seed": 2**63}, rf"seed = {2**63} must be .* -2\*\*63 <= seed < 2\*\*63"),
+        ([TEXT], {"seed": -(2**63) - 1}, r"-2\*\*63 <= seed < 2\*\*63"),
     ):
         with pytest.raises(UserError, match=message):
             model.draw(texts, **options)
@@ -231,6 +236,45 @@ def test_tool_errors_are_one_line(finished, tmp_path, capsys):
             main(words)
         shown = capsys.readouterr().err
         assert message in shown and shown.startswith("error: ") and shown.count("\n") == 1
+
+
+def test_tool_leaves_nothing_behind_when_it_fails(finished, tmp_path, capsys):
+    out, workdir = tmp_path / "made" / "pictures", f"--workdir={finished[1]}"
+    for words, message in (
+        ([f"--workdir={tmp_path}", f"--out={out}", TEXT], "holds no run"),
+        ([workdir, f"--out={out}", " "], "say what to draw"),
+        ([workdir, f"--out={out}", "--steps=0", TEXT], "steps = 0 must be at least 1"),
+        ([workdir, f"--out={out}", "--guidance=nan", TEXT], "guidance = nan must not be"),
+        ([workdir, f"--out={out}", f"--seed={2**64}", TEXT], "<= seed < 2**63"),
+        ([workdir, f"--out={out}", "red " * 70], "shorten it"),
+        ([workdir, f"--out={tmp_path / ('x' * 300)}", TEXT], "File name too long"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown = capsys.readouterr().err
+        assert message in shown and shown.startswith("error: ") and shown.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+
+
+def test_tool_writes_all_pictures_or_none_and_each_whole(finished, tmp_path, monkeypatch, capsys):
+    command = [f"--workdir={finished[1]}", f"--out={tmp_path}", "--steps=1", "--overwrite"]
+    (tmp_path / "blue_0.png").mkdir()
+    with pytest.raises(SystemExit):
+        main([*command, "red", "blue"])
+    assert "blue_0.png is a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["blue_0.png"]
+    main([*command, "red"])
+    content = (tmp_path / "red_0.png").read_bytes()
+    with monkeypatch.context() as broken, pytest.raises(SystemExit):
+        broken.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        main([*command, "--seed=1", "red"])
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "red_0.png").read_bytes() == content and len(list(tmp_path.iterdir())) == 2
+
+
+def test_names_leave_room_for_what_marks_a_file_as_half_written(tmp_path):
+    (file,) = name_files(tmp_path, ["圓" * 100], count=1, overwrite=False)
+    assert len(file.name.encode()) < 230 and file.name.startswith("圓" * 60)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ def inspect_source(
     names = source.ids()
     for seen in _look_at_all(source, images):
         name = seen.record.id if seen.record else names[seen.number]
+        name = name.encode("utf-8", "backslashreplace").decode()  # a file's name may be no UTF-8
         if seen.reason:
             result.bad.add(seen.number, item_id=name, reason=seen.reason)
         result.repeated_ids += _repeated(name.encode(), ids)

@@ -188,9 +188,9 @@ def class_of(record: Record, *, tag: int) -> str:
     Raises:
         UserError: the record has no such tag.
     """
-    if not record.tags or tag >= len(record.tags):
+    if not record.tags or not -1 <= tag < len(record.tags):
         raise UserError(
             f"data: record {record.id} has the tags {record.tags}, none at place {tag}; name a source of tagged "
-            "pictures (classes:, jsonl:) or another place"
+            "pictures (classes:, jsonl:) or another place (0 is the first, -1 all of them joined)"
         )
     return " ".join(record.tags) if tag < 0 else record.tags[tag]

@@ -253,8 +253,13 @@ class CsvTable:
             delimiter: one character ("|" in Flickr30k's results.csv).
 
         Raises:
-            UserError: not UTF-8, or a column is missing.
+            UserError: not UTF-8, a column is missing, or `delimiter` cannot separate columns.
         """
+        if len(delimiter) != 1 or delimiter in ' "\r\n':
+            raise UserError(
+                f"data: {path}: delimiter is {delimiter!r}; it must be one character, no space, quote or line end, "
+                "such as ';' or '|'"
+            )
         file = existing_file(path)
         self._root = Path(root).expanduser() if root else file.parent
         try:

@@ -60,13 +60,13 @@ def new_directory(out: Path) -> Iterator[Path]:
     """Gives a directory to fill, which becomes `out` if the body succeeds and is removed otherwise.
 
     Raises:
-        UserError: `out` exists and is not an empty directory, or the disk is full or read-only.
+        UserError: `out` exists and is not an empty directory, is no possible name, or the disk is full or read-only.
     """
     out = out.absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out={out}: exists and is not empty; name a new directory, nothing is overwritten")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"--out={out}: exists and is not empty; name a new directory, nothing is overwritten")
         partial.mkdir(parents=True)
         yield partial
         partial.replace(out)

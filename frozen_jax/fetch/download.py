@@ -75,12 +75,15 @@ def download(package: Package, folder: Path, urls: Sequence[str]) -> Path:
         urls: tried in turn.
 
     Raises:
-        UserError: no address gives the file, or its bytes are not those of the table.
+        UserError: the folder cannot be made, no address gives the file, or its bytes are not those of the table.
     """
     target = folder / package.file
     if target.is_file() and digest_file(target) == package.sha256:
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"fetch: {folder} cannot be made ({error.strerror}); name another folder with --out") from error
     part = target.with_name(f"{target.name}.part")
     failures = []
     for url in urls:

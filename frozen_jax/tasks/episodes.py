@@ -133,9 +133,9 @@ def write_episodes(out: str | Path, *, task: str, ways: int, shots: int, episode
         files[f"{stem}{DESCRIPTIONS}"] = _as_json(described)
     archived = out.name.endswith((".tar.gz", ".tgz"))
     taken = [out] if archived else [out / name for name in files]
-    if any(file.exists() for file in taken):
-        raise UserError(f"--out={out}: holds such episodes already; name another place, or remove them")
     try:
+        if any(file.exists() for file in taken):
+            raise UserError(f"--out={out}: holds such episodes already; name another place, or remove them")
         if archived:
             out.parent.mkdir(parents=True, exist_ok=True)
             _write_archive(out, files)

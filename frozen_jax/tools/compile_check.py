@@ -21,6 +21,7 @@ from frozen_jax.chips import GIB, Slice, find_slice
 from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
 from frozen_jax.errors import UserError
+from frozen_jax.run import resolve_classes
 
 EXAMPLE = "python -m frozen_jax.tools.compile_check --config=configs/cc3m_gpt2_nfrn50.py --slice=v5e-8"
 
@@ -82,6 +83,23 @@ def format_report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def require_writable(path: Path) -> None:
+    """Finds out before the work whether a file can be written; leaves what is there as it is.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        is_new = not path.exists()
+        path.open("a").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--json={path}: cannot be written ({error.strerror}); name a file in a folder that is there"
+        ) from error
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and prints the report; exit status 1 if the run does not fit or cannot be built."""
     parser = argparse.ArgumentParser(
@@ -96,7 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--suggest", action="store_true", help="search for what would make it fit")
     given, rest = parser.parse_known_args(arguments)
     try:
-        target, config = find_slice(given.slice), read_config(rest)
+        target, config = find_slice(given.slice), resolve_classes(read_config(rest))
+        if given.json:
+            require_writable(given.json)
         steps = {name: given.step in ("both", name) for name in ("train", "decode")}
         found = {"config": next(part for part in rest if part.startswith("--config=")).removeprefix("--config=")}
         found |= report(config, target, **steps)

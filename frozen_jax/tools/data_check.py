@@ -7,9 +7,10 @@ status 1 if any item is bad. `--source` checks one source without a config. The 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,22 +49,35 @@ def check(
         vocab_size: of the tokenizer; 0 without one.
 
     Raises:
-        UserError: the source cannot be opened.
+        UserError: the source cannot be opened, or `output` cannot be written.
     """
     source = open_source(line, clean=clean)
+    with _naming(output):  # before the work
+        output.mkdir(parents=True, exist_ok=True)
 
     def tell(done: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{done} of {len(source)}", end="", file=sys.stderr)
 
     found = inspect_source(source, images=images, encode=encode, progress=tell)
-    figures = {"source": line, **found.summary(vocab_size=vocab_size)}
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_manifest(found, output / f"{name}.manifest")
-    Image.fromarray(sample_grid(source, images=images)).save(output / f"{name}.png")
+    shown = line.encode("utf-8", "backslashreplace").decode()  # a folder's name may be no UTF-8
+    figures = {"source": shown, **found.summary(vocab_size=vocab_size)}
+    text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
+    grid = Image.fromarray(sample_grid(source, images=images))
+    with _naming(output):
+        (output / f"{name}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_manifest(found, output / f"{name}.manifest")
+        grid.save(output / f"{name}.png")
     print_figures(figures)
     return figures
+
+
+@contextlib.contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output={output}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def print_figures(figures: dict[str, Any]) -> None:

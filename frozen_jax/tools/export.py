@@ -78,7 +78,8 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
 
 def _export_generator(config: Config, workdir: Path, directory: Path, out: Path, *, layout: str, with_lm: bool) -> str:
     if layout != "pytorch" or not with_lm:
-        raise UserError(f"{workdir} holds a picture generator, which --format=pytorch exports as a whole; drop --no_lm")
+        wrong = "--no_lm" if layout == "pytorch" else f"--format={layout}"
+        raise UserError(f"{workdir} holds a picture generator, which --format=pytorch exports as a whole; drop {wrong}")
     model = widen_generator(load_run(workdir))
     write_generator(model, config, directory)
     check_generator_round_trip(model, directory)

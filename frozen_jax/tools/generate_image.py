@@ -6,6 +6,8 @@ Reads the workdir of a run that trained a generator (`config.generator`). The sa
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from jaxtyping import UInt8
 
 from frozen_jax.errors import UserError
 from frozen_jax.restore import load, read_settings
+from frozen_jax.workdir import write_bytes_atomic
 
 
 def draw(
@@ -49,23 +52,30 @@ def draw(
 
 
 def name_files(directory: Path, texts: list[str], *, count: int, overwrite: bool) -> list[Path]:
-    """Names a PNG file for each picture after its text, `a_red_circle_0.png`, and makes the directory.
+    """Names a PNG file for each picture after its text, `a_red_circle_0.png`; makes nothing yet.
 
     Raises:
-        UserError: two texts have one name, a file is there and `overwrite` is off, or the directory cannot be made.
+        UserError: two texts have one name, a file is there and `overwrite` is off, a folder has its name, or
+            `directory` cannot be one.
     """
     stems = [re.sub(r"[^\w-]+", "_", text.strip()).strip("_")[:80] or "picture" for text in texts]
+    stems = [stem.encode()[:200].decode(errors="ignore") for stem in stems]  # a name has room for 255 bytes
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
         raise UserError(f"two texts would both be written to {twice}_0.png; give each once, and --count for more")
     files = [directory / f"{stem}_{number}.png" for stem in stems for number in range(count)]
-    there = [file for file in files if file.exists()]
+    try:
+        os.listdir(directory)
+    except FileNotFoundError:
+        pass  # made when there is something to put into it
+    except OSError as error:  # a file, or a name that is too long
+        raise UserError(f"--out={directory}: cannot be written ({error.strerror}); name another directory") from error
+    there = [file for file in files if os.path.lexists(file)]
     if there and not overwrite:
         raise UserError(f"{there[0]} is there already; name another --out, or replace it with --overwrite")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={directory}: cannot be written ({error.strerror}); name another directory") from error
+    folders = [file for file in there if file.is_dir()]
+    if folders:
+        raise UserError(f"{folders[0]} is a folder, and a picture would get its name; name another --out")
     return files
 
 
@@ -97,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
             steps=given.steps,
             guidance=given.guidance,
         )
-        write(files, pictures)
+        write(given.out, files, pictures)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -105,17 +115,20 @@ def main(arguments: list[str] | None = None) -> None:
         print(file)
 
 
-def write(files: list[Path], pictures: UInt8[np.ndarray, "R height width 3"]) -> None:
-    """Writes each picture to its file.
+def write(directory: Path, files: list[Path], pictures: UInt8[np.ndarray, "R height width 3"]) -> None:
+    """Makes the directory and writes each picture to its file, whole or not at all.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: the directory cannot be made, or a file cannot be written.
     """
     try:
-        for file, picture in zip(files, pictures, strict=True):
-            PIL.Image.fromarray(picture).save(file)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); name another --out") from error
+        raise UserError(f"--out={directory}: cannot be written ({error.strerror}); name another directory") from error
+    for file, picture in zip(files, pictures, strict=True):
+        encoded = io.BytesIO()
+        PIL.Image.fromarray(picture).save(encoded, format="PNG")
+        write_bytes_atomic(file, encoded.getvalue())
 
 
 if __name__ == "__main__":

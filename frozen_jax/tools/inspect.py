@@ -16,6 +16,7 @@ from frozen_jax.abstract import AbstractRun, abstract_run
 from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
 from frozen_jax.errors import UserError
+from frozen_jax.run import resolve_classes
 from frozen_jax.sharding import bytes_per_device, make_abstract_mesh
 from frozen_jax.state import flatten
 from frozen_jax.telemetry import format_bytes, format_table
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         devices = jax.device_count() if given.devices is None else given.devices
         if devices < 1:
             raise UserError(f"--devices is {devices}; it must be at least 1")
-        text = inspect_run(read_config(rest), devices=devices, platform=given.platform)
+        text = inspect_run(resolve_classes(read_config(rest)), devices=devices, platform=given.platform)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

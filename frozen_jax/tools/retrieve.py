@@ -8,6 +8,7 @@ by itself, and their cosines are added; a text behind a picture is read together
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ import PIL.Image
 import PIL.ImageDraw
 
 from frozen_jax.data.folders import PICTURES
-from frozen_jax.data.images import ImageOptions, load_image
+from frozen_jax.data.images import ImageError, ImageOptions, load_image
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
+from frozen_jax.export.layout import is_export
 from frozen_jax.gallery import Searcher, fingerprint_model, index_folder, read_gallery
 from frozen_jax.nearest import APPROXIMATE_FROM, ApproximateSearch, has_faiss, measure_recall
+from frozen_jax.released import find_model
 from frozen_jax.restore import load, read_settings
 
 TILE, MARGIN, LINE = 128, 8, 14
@@ -62,36 +66,38 @@ def index(workdir: Path, folder: Path, out: Path) -> list[str]:
     return lines
 
 
-def query(workdir: Path, index: Path, parts: Sequence[str], *, k: int, sheet: Path | None) -> list[str]:
-    """Returns the pictures found, one line each; draws them side by side into `sheet`.
+def query(workdir: Path, index: Path, parts: Sequence[str], *, k: int) -> list[tuple[Path, float]]:
+    """Returns the pictures found with their scores, the best first.
 
     Args:
-        workdir: of the run that the index was made with.
+        workdir: of the run that the index was made with, or what else `load` takes.
         index: the file.
-        parts: texts, which are worded as captions in training, and names of picture files.
+        parts: texts, which are worded as captions in training, and names of picture files. An export does not keep
+            the wording: its texts are asked as they are given.
         k: how many.
-        sheet: a PNG file, or None.
 
     Raises:
-        UserError: as `gallery.Searcher.find` and `gallery.read_gallery`.
+        UserError: an empty text, or as `gallery.Searcher.find` and `gallery.read_gallery`.
     """
-    config, model = read_settings(workdir), load(workdir)
+    empty = [part for part in parts if not part.strip()]
+    if empty:
+        raise UserError(f"a text is {empty[0]!r}; say what to find, for example 'a red circle'")
+    settings = DataSettings() if is_export(find_model(workdir)) else read_settings(workdir).data
+    model = load(workdir)
     gallery = read_gallery(index, model=fingerprint_model(model))
     asked = [
-        Path(part) if part.lower().endswith(PICTURES) else config.data.caption_format.format(caption=part)
+        Path(part) if part.lower().endswith(PICTURES) else settings.caption_format.format(caption=part)
         for part in parts
     ]
     found = Searcher(model, gallery).find(asked, k=k)
-    if sheet is not None:
-        draw_sheet(sheet, " + ".join(parts), [(Path(gallery.folder) / name, score) for name, score in found])
-    return [f"{score:8.4f}  {Path(gallery.folder) / name}" for name, score in found]
+    return [(Path(gallery.folder) / name, score) for name, score in found]
 
 
 def draw_sheet(path: Path, title: str, found: Sequence[tuple[Path, float]]) -> None:
     """Draws pictures in a row, the best first, with their scores below and the question above.
 
     Raises:
-        UserError: a picture is gone, or the file cannot be written.
+        UserError: a picture cannot be opened any more, or the file cannot be written.
     """
     width = MARGIN + len(found) * (TILE + MARGIN)
     image = PIL.Image.new("RGB", (width, TILE + 4 * MARGIN + 2 * LINE), "white")
@@ -99,7 +105,14 @@ def draw_sheet(path: Path, title: str, found: Sequence[tuple[Path, float]]) -> N
     draw.text((MARGIN, MARGIN), title, fill="black")
     for place, (name, score) in enumerate(found):
         left, top = MARGIN + place * (TILE + MARGIN), 2 * MARGIN + LINE
-        image.paste(PIL.Image.fromarray(load_image(name, options=ImageOptions(size=TILE))), (left, top))
+        try:
+            pixels = load_image(name, options=ImageOptions(size=TILE))
+        except ImageError as error:
+            raise UserError(
+                f"--sheet={path}: is not drawn, for {name} was changed since it was indexed ({error.reason}); index "
+                "the folder again"
+            ) from error
+        image.paste(PIL.Image.fromarray(pixels), (left, top))
         draw.text((left, top + TILE + MARGIN), f"{score:.3f}", fill="black")
     try:
         image.save(path)
@@ -133,13 +146,23 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if given.action == "index":
-            lines = index(given.workdir, given.folder, given.out)
-        else:
-            lines = query(given.workdir, given.index, given.parts, k=given.k, sheet=given.sheet)
+            _show(index(given.workdir, given.folder, given.out))
+            return
+        if given.sheet is not None and os.path.lexists(given.sheet):
+            raise UserError(f"--sheet={given.sheet}: is there already; name another file or remove it")
+        found = query(given.workdir, given.index, given.parts, k=given.k)
+        _show([f"{score:8.4f}  {name}" for name, score in found])
+        if given.sheet is not None:
+            draw_sheet(given.sheet, " + ".join(given.parts), found)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    print(*lines, sep="\n")
+
+
+def _show(lines: Sequence[str]) -> None:
+    """Prints lines; what the terminal cannot spell, such as the name of a file in other bytes, as an escape."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(*(line.encode(encoding, "backslashreplace").decode(encoding) for line in lines), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

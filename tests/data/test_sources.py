@@ -120,6 +120,9 @@ def test_csv_with_quotes_and_several_captions(pictures):
     check(f"csv:{pictures}/results.csv?delimiter=|&image=image_name&caption=comment", captions=CAPTIONS)
     with pytest.raises(UserError, match="no column 'caption'"):
         open_source(f"csv:{pictures}/results.csv?delimiter=|&image=image_name")
+    for delimiter in ("", "ab", "%22", "%0A"):
+        with pytest.raises(UserError, match="delimiter is .*; it must be one character"):
+            open_source(f"csv:{pictures}/results.csv?delimiter={delimiter}")
 
 
 def test_sidecar_folder(pictures):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from frozen_jax.checkpoint import Checkpoints, DamagedError
+from frozen_jax.errors import UserError
 from frozen_jax.state import TrainState
 from frozen_jax.train import Progress, restore_best
 
@@ -35,6 +36,11 @@ def used(directory, on_damage):
     trained = restore_best(open_checkpoints(directory, on_damage), make_state(0))
     assert trained.progress.step == 4
     return trained.trainable["prefix"]["kernel"][0]
+
+
+def test_where_there_is_no_checkpoint_the_directory_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}/checkpoints holds no complete checkpoint; train first"):
+        used(tmp_path / "checkpoints", "raise")
 
 
 @pytest.mark.parametrize("file", ["meta/metadata", "arrays/manifest.ocdbt"])

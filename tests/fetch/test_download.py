@@ -103,6 +103,12 @@ def test_wrong_bytes_are_refused_and_leave_nothing(server, tmp_path, content):
     assert names(tmp_path) == []
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/packages cannot be made .*; name another folder with --out"):
+        download(PACKAGE, tmp_path / "file" / "packages", [])
+
+
 def test_addresses_come_from_the_index_or_from_debians_pool(server):
     server.files["/simple/thing/"] = json.dumps(
         {"files": [{"filename": "thing-0.9.whl", "url": "x"}, {"filename": FILE, "url": "../../files/a"}]}

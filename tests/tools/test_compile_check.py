@@ -72,6 +72,20 @@ def test_what_a_user_can_mend_is_one_line(arguments, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_classes_are_read_from_the_data_and_the_file_is_tried_before_the_work(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(compile_check, "report", lambda config, *_, **__: seen.append(config) or FOUND)
+    words = ["--slice=v5e-8", "--config=configs/easy_vqa_fusion.py"]
+    for path in (tmp_path / "none" / "x.json", tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(SystemExit, match="1"):
+            compile_check.main([*words, f"--json={path}"])
+        assert f"--json={path}: cannot be written" in capsys.readouterr().err
+    assert not seen and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        compile_check.main([*words, f"--json={tmp_path / 'x.json'}"])
+    assert len(seen[0].fusion.classes) == 13 and json.loads((tmp_path / "x.json").read_text())["slice"] == "v5e-8"
+
+
 @pytest.mark.parametrize(
     ("enough", "expected"),
     [({"b"}, "b"), ({"a", "b"}, "a b"), ({"a", "b", "c"}, "a b c"), ({"nothing"}, "")],

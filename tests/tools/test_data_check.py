@@ -1,11 +1,13 @@
 """The data check: right counts, exit status 1 when something is bad, a manifest that tells two sets apart."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from frozen_jax.tools import data_check
 from frozen_jax.tools.data_check import main
 
 
@@ -60,6 +62,27 @@ def test_bad_items_are_listed_and_the_status_is_1(folder, tmp_path, capsys):
         "no picture": ["5"], "no text": ["2.png"], "not a picture": ["1.png"],
     }  # fmt: skip
     assert "BAD not a picture: 1, such as 1.png" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8_are_shown_escaped(folder, tmp_path, capsys):
+    root = folder.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    for suffix in (b".png", b".txt"):
+        os.rename(os.fsencode(root) + b"/5" + suffix, os.fsencode(root) + b"/\xfe" + suffix)
+    (root / "5.png").write_bytes(b"no picture")
+    os.rename(root / "5.png", os.fsencode(root) + b"/\xfd.png")
+    figures = run(root, tmp_path / "out", status=1)
+    assert (figures["records"], figures["source"]) == (7, f"folder:{tmp_path}/\\udcff")
+    assert figures["bad"]["not a picture"]["ids"] == ["\\udcfd.png"]
+    assert (tmp_path / "out/source.manifest").read_text().count(" \\udcf") == 2
+    assert "such as \\udcfd.png" in capsys.readouterr().out.encode("utf-8").decode()
+
+
+def test_the_output_is_made_before_the_work(folder, monkeypatch, capsys):
+    monkeypatch.setattr(data_check, "inspect_source", None)
+    for output in (f"{folder}/0.png", f"{folder}/0.png/x", "/proc/x", f"{folder}/{'x' * 300}"):
+        with pytest.raises(SystemExit):
+            main([f"--source=folder:{folder}", f"--output={output}"])
+        assert f"--output={output}: cannot be written" in capsys.readouterr().err
 
 
 def test_a_config_is_checked_whole(tmp_path, capsys):

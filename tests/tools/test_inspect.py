@@ -72,6 +72,15 @@ def test_a_hub_id_that_cannot_be_reached_needs_its_config_alone(config_file, cap
     assert "download config.json of the model by hand" in capsys.readouterr().err
 
 
+def test_classes_that_are_read_from_the_data(capsys):
+    """easy-VQA has 13 answers; a config without data there says so."""
+    main(["--config=configs/easy_vqa_fusion.py"])
+    assert re.search(r"\| fusion/\S+ +\| +128 x 13 +\| float32 ", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main(["--config=configs/easy_vqa_fusion.py", "--config.data.train=folder:/nowhere"])
+    assert "/nowhere" in capsys.readouterr().err
+
+
 def test_the_frozen_side_is_named_only_where_there_is_one(capsys):
     main(["--config=configs/text_pretrain.py", "--config.mesh.fsdp=8"])
     shown = capsys.readouterr().out
