@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from frozen_jax import Image
+from frozen_jax.data.images import load_image
 from frozen_jax.demo import answers
 from frozen_jax.demo.answers import Demo, find_pictures, list_alternatives, open_demo
 from frozen_jax.demo.examples import COUNT, write_examples
@@ -195,5 +196,5 @@ def test_examples_are_the_runs_or_drawn(workdir, tmp_path, demo):
     assert len({example.caption for example in own}) == len(own)
     drawn = write_examples(tmp_path, None)
     assert len(drawn) == COUNT and drawn[0].caption == "a red circle" and drawn[2].caption == "a green triangle"
-    pixels = [demo.model._load(example.path) for example in drawn]
+    pixels = [load_image(example.path, options=demo.model.images) for example in drawn]
     assert len({array.tobytes() for array in pixels}) == COUNT
