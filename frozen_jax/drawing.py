@@ -76,7 +76,7 @@ def draw_pictures(
         UserError: an option is out of range.
     """
     assert network.generator is not None
-    if steps < 1 or guidance < 0 or not math.isfinite(guidance):
+    if steps < 1 or not 0 <= guidance < math.inf:
         raise UserError(
             f"draw: steps = {steps} must be at least 1 and guidance = {guidance} must not be negative, infinite or NaN"
         )

@@ -195,6 +195,10 @@ def lay_out(
     return PromptRows(tokens, np.array(table, np.int32).reshape(len(rows), most))
 
 
+_PICTURE = (os.PathLike, PIL.Image.Image, np.ndarray, bytes, FileSlice)
+"""Types of what `images.load_image` opens."""
+
+
 def name_picture(part: object, index: int) -> str | int:
     """Returns what two equal pictures have in common: the path of a file, the identity of an object.
 
@@ -203,7 +207,7 @@ def name_picture(part: object, index: int) -> str | int:
     """
     if isinstance(part, os.PathLike):
         return str(Path(part))
-    if not isinstance(part, PIL.Image.Image | np.ndarray | bytes | FileSlice):
+    if not isinstance(part, _PICTURE):
         raise UserError(
             f"prompt {index} has a part of type {type(part).__name__}; a part is text (str) or a picture "
             "(pathlib.Path, PIL.Image or uint8 array)"
@@ -222,7 +226,7 @@ def check_pictures(pictures: object) -> None:
     if isinstance(pictures, str | bytes | np.ndarray | FileSlice) or not isinstance(pictures, Sequence):
         raise UserError(f"pictures is one {type(pictures).__name__}; give a list of pictures: [picture]")
     for index, picture in enumerate(pictures):
-        if not isinstance(picture, os.PathLike | PIL.Image.Image | np.ndarray | bytes | FileSlice):
+        if not isinstance(picture, _PICTURE):
             raise UserError(
                 f"picture {index} is of type {type(picture).__name__}; give a pathlib.Path, a PIL.Image, a uint8 array "
                 "or the bytes of a file"
