@@ -45,6 +45,7 @@ from frozen_jax.prompt import (
     check_room,
     check_text,
     encode_prompt,
+    make_key,
     name_picture,
 )
 from frozen_jax.prompt_batches import Encoded, PromptBatch, fill_up, find_query, make_batches
@@ -165,7 +166,7 @@ class Model:
         asked, table = self._resolve(prompts, prefixes)
         distinct = list(dict.fromkeys(asked)) if temperature == 0 else asked
         batches = self._make_batches(distinct, new_tokens=max_new_tokens)
-        key = jax.random.key(seed)
+        key = make_key(seed)
         lm, lm_params = self._decoder
 
         def answer(number: int) -> list[Completion]:

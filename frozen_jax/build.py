@@ -92,7 +92,7 @@ def build_model(config: Config, lm_config: LMConfig, *, compute: np.dtype, embed
         UserError: an option that does not fit.
     """
     # A text beyond the last position would silently share its embedding. Each text of a packed row has positions of its
-    # own; its share of the row is taken for its length.
+    # own; its share of the row is taken for its length here, and `packed_row` cuts the few that are longer.
     data = config.data
     longest = data.max_tokens // data.pack * (2 if data.pair_probability else 1)
     if longest > lm_config.max_positions:

@@ -19,7 +19,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.flow import draw_noise, follow, to_pixels
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.processes import deal
-from frozen_jax.prompt import round_up
+from frozen_jax.prompt import make_key, round_up
 from frozen_jax.prompt_batches import fill_up
 from frozen_jax.state import Params
 from frozen_jax.tokenizer import Tokenizer
@@ -80,9 +80,7 @@ def draw_pictures(
         raise UserError(
             f"draw: steps = {steps} must be at least 1 and guidance = {guidance} must not be negative, infinite or NaN"
         )
-    if not -(2**63) <= seed < 2**63:
-        raise UserError(f"draw: seed = {seed} must be one of 64 bits, -2**63 <= seed < 2**63; give a smaller one")
-    rng, size = jax.random.key(seed), network.generator.config.image_size
+    rng, size = make_key(seed), network.generator.config.image_size
 
     def compute(start: int) -> bytes:
         here = range(start, min(start + batch_size, len(tokens)))

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,10 +153,7 @@ def _list_pictures(root: Path) -> tuple[dict[str, tuple[int, int]], dict[str, st
         except OSError as error:  # a link to nothing, or gone since it was listed
             refused[name] = str(UserError(f"image {root / name}: cannot be read ({error.strerror}); remove or mend it"))
             continue
-        if stat.S_ISREG(status.st_mode):
-            stamps[name] = (status.st_size, status.st_mtime_ns)
-        else:  # opening a pipe would wait for a writer
-            refused[name] = str(UserError(f"image {root / name}: is no regular file; remove it"))
+        stamps[name] = (status.st_size, status.st_mtime_ns)
     return stamps, refused
 
 

@@ -12,6 +12,7 @@ the tools.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.startup import keep_freed_memory, use_compilation_cache
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -88,13 +89,9 @@ def _main(arguments: list[str]) -> None:
 def main() -> None:
     """Runs, and turns every error that a user can mend into one line and exit status 1."""
     keep_freed_memory()
-    try:
+    asked = "--traceback" in sys.argv  # the flags themselves may be what is wrong
+    with contextlib.nullcontext() if asked else exit_in_one_line():
         app.run(_main, flags_parser=_parse)
-    except UserError as error:
-        if "--traceback" in sys.argv:  # the flags themselves may be what is wrong
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

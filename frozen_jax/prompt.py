@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import PIL.Image
-from jaxtyping import Bool, Int32
+from jaxtyping import Array, Bool, Int32
 
 from frozen_jax.batch import PAD, SLOT
 from frozen_jax.data.folders import PICTURES
@@ -255,3 +256,14 @@ def check_text(text: str, index: int) -> str:
             f"pathlib.Path({text!r}) to show the picture"
         )
     return text
+
+
+def make_key(seed: int) -> Array:
+    """Returns the random key of a seed that a caller gives.
+
+    Raises:
+        UserError: it has more than the 64 bits that a key is made of.
+    """
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed = {seed} must be one of 64 bits, -2**63 <= seed < 2**63; give a smaller one")
+    return jax.random.key(seed)

@@ -223,6 +223,7 @@ def make_pipeline(
             prompt_length=config.adaptation.prompt_length,
             bos_id=towers.tokenizer.bos_id if data.bos else None,
             eos_id=towers.tokenizer.eos_id,
+            positions=towers.model.lm.config.max_positions,
         ),
         options=PipelineOptions(
             batch_size=config.train.batch_size,

@@ -193,6 +193,11 @@ def test_end_of_text_stops_only_where_it_is_asked_for(model):
     assert [tuple(one) for one in ending.complete(PROMPTS, max_new_tokens=T, stop=())] == [("", False, T)] * 3
 
 
+def test_a_seed_has_64_bits(model):
+    with pytest.raises(UserError, match="seed = .* must be one of 64 bits"):
+        model.generate(PROMPTS[:1], temperature=1.0, seed=2**70)
+
+
 def test_sampling_depends_on_the_seed_alone_and_equal_prompts_differ(model):
     def draw(seed):
         return model.generate([PROMPTS[0]] * 3, temperature=2.0, seed=seed, max_new_tokens=T)

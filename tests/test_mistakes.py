@@ -116,6 +116,12 @@ MISTAKES = [
     tool("data_check: into a file", "data_check", "--source=fake:4", "--output={a_file}", says=("--output={a_file}",)),
     tool("data_check: below a file", "data_check", "--source=fake:4", "--output={a_file}/x", says=("{a_file}/x",)),
     tool("data_check: into /proc", "data_check", "--source=fake:4", "--output=/proc/x", says=("--output=/proc/x",)),
+    tool("data_check: a huge size", "data_check", "--source=fake:4", "--size=1000000", says=("size 1000000", "8000")),
+    tool("data_check: a long name", "data_check", f"--source=folder:{'x' * 300}", says=("not a folder",)),
+    tool("data_check: a long file", "data_check", f"--source=jsonl:{'x' * 300}", says=("not a file",)),
+    tool("fetch_data: a long name", "fetch_data", "emoji", f"--out={'x' * 300}", says=("too long", "shorter path")),
+    main("data with a long name", f"--config.data.train=folder:{'x' * 300}", says=("not a folder",)),
+    start("a long workdir", "configs/debug_tiny.py", "x" * 300, says=("too long",)),
     tool("compile_check: no such slice", "compile_check", TINY[0], "--slice=v9-8", says=("v9", "v5e")),
     tool(
         "compile_check: figures into no folder",

@@ -24,7 +24,7 @@ def existing_folder(path: str | Path) -> Path:
         UserError: it does not exist.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"data: {folder} is not a folder; check the path")
     return folder
 

@@ -10,7 +10,9 @@ Random augmentation stands in `augment.py`; next in the data flow: `loading.py`.
 from __future__ import annotations
 
 import io
+import math
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -60,12 +62,13 @@ class ImageOptions:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"images: size {self.size} must be at least 1 pixel")
         if self.fit not in ("pad", "crop"):
             raise UserError(f"images: fit {self.fit!r} is not known; use 'pad' (whole picture) or 'crop' (centre)")
         if not 0 < self.max_pixels <= _PILLOW_LIMIT:
             raise UserError(f"images: max_pixels {self.max_pixels} must lie in 1..{_PILLOW_LIMIT}, Pillow's safe range")
+        largest = math.isqrt(self.max_pixels)
+        if not 1 <= self.size <= largest:
+            raise UserError(f"images: size {self.size} must be at least 1 and at most {largest} pixels (max_pixels)")
 
 
 def is_feature(source: object) -> TypeGuard[Float32[np.ndarray, " E"]]:
@@ -151,6 +154,8 @@ def _open(source: Path | bytes | np.ndarray | Image.Image, name: str) -> Image.I
     head = b""
     try:
         if isinstance(source, Path):
+            if stat.S_ISFIFO(source.stat().st_mode):  # opening one would wait for a writer
+                raise ImageError(f"image {name}: is a pipe; name a file", reason="not a picture")
             with source.open("rb") as file:
                 head = file.read(16)
         else:

@@ -85,14 +85,21 @@ class PackedRow(NamedTuple):
 def packed_row(pieces: Sequence[Piece], *, layout: RowLayout) -> PackedRow:
     """Lays out several pairs behind one another, each as it would stand alone.
 
-    Where they do not fit, the longest targets are cut, all to the same length; what is cut has no eos, as in
-    `text_row`. Prompts are never cut.
+    Where they do not fit, the longest targets are cut, all to the same length, and one that the language model has no
+    positions for to what it has; what is cut has no eos, as in `text_row`. Prompts are never cut.
 
     Raises:
         UserError: bos, slots and prompts leave less than one position for each target.
     """
     targets = [len(piece.target) + (layout.eos_id is not None) for piece in pieces]
     begins = [piece_length(piece, layout=layout) - target for piece, target in zip(pieces, targets, strict=True)]
+    if layout.positions is not None:
+        if layout.positions <= max(begins):
+            raise UserError(
+                f"data: bos, slots and prompt of a text take {max(begins)} positions, and the language model has "
+                f"{layout.positions}; shorten the prompt"
+            )
+        targets = [min(target, layout.positions - begin) for begin, target in zip(begins, targets, strict=True)]
     room, longest = layout.max_tokens - sum(begins), max(targets)
     if room < len(pieces):
         raise UserError(

@@ -63,6 +63,7 @@ class RowLayout:
         bos_id: first token of every row, or None for a language model without one.
         eos_id: last token of every text, or None to end without.
         prompt_length: learned vectors behind bos.
+        positions: of the language model; no text of a packed row is longer. None is any number.
     """
 
     max_tokens: int
@@ -70,6 +71,7 @@ class RowLayout:
     bos_id: int | None
     eos_id: int | None
     prompt_length: int = 0
+    positions: int | None = None
 
     @property
     def opening(self) -> tuple[int, ...]:

@@ -7,10 +7,9 @@ Reads a workdir that `frozen_jax.main` wrote, its resolved config and its best c
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from frozen_jax.errors import UserError
+from frozen_jax.errors import exit_in_one_line
 from frozen_jax.restore import load, read_settings
 
 
@@ -42,11 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--question", help="answer this about each picture in place of a caption")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     given = parser.parse_args(arguments)
-    try:
+    with exit_in_one_line():
         lines = caption(given.workdir, given.images, question=given.question)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     for image, line in zip(given.images, lines, strict=True):
         print(f"{image}: {line}")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
 from frozen_jax.data.class_features import write_class_features
 from frozen_jax.data.sources import open_source
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.features import open_features
 from frozen_jax.fetch.split import normalise_caption
 from frozen_jax.fetch.wording import make_sentence
@@ -108,14 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/fetched/class_features.safetensors"))
     parser.add_argument("--held_out", default="", help="source whose captions are left out, as data.train")
     given, settings = parser.parse_known_args(arguments)
-    try:
+    with exit_in_one_line():
         config = read_config([f"--config={given.config}", *settings])
         count = make_class_features(
             config, pictures=given.pictures, names=given.names, out=given.out, held_out=given.held_out
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(f"{count:,} features in {given.out}")
 
 

@@ -20,7 +20,7 @@ from frozen_jax.aot import list_changes, report
 from frozen_jax.chips import GIB, Slice, find_slice
 from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.run import resolve_classes
 
 EXAMPLE = "python -m frozen_jax.tools.compile_check --config=configs/cc3m_gpt2_nfrn50.py --slice=v5e-8"
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--suggest", action="store_true", help="search for what would make it fit")
     given, rest = parser.parse_known_args(arguments)
-    try:
+    with exit_in_one_line():
         target, config = find_slice(given.slice), resolve_classes(read_config(rest))
         if given.json:
             require_writable(given.json)
@@ -122,9 +122,6 @@ def main(arguments: list[str] | None = None) -> None:
         found |= report(config, target, **steps)
         if given.suggest and not found["fits"]:
             found["suggestion"] = suggest(config, target, steps=steps)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(format_report(found))
     if "suggestion" in found:
         print(f"  to make it fit: {found['suggestion'] or 'nothing was found; take a larger slice'}")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from frozen_jax.charts import BASELINES, list_charts
 from frozen_jax.config import Config, from_config_dict, identify, to_dict
 from frozen_jax.config_file import read_config
 from frozen_jax.data.sources import open_source
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.preemption import StopRequest
 from frozen_jax.report import digest_measured
 from frozen_jax.run import run
@@ -248,15 +247,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join((*ROWS, MIXED))}; by default all but it")
     parser.add_argument("--lm_rate", type=float, help="learning rate of finetuned and scratch; default a thirtieth")
     given, rest = parser.parse_known_args(arguments)
-    try:
+    with exit_in_one_line():
         names, config = [name.strip() for name in given.rows.split(",")], read_config(rest)
         keep_freed_memory()
         stop = StopRequest()
         stop.listen()
         table = compare(config, given.workdir, names, lm_rate=given.lm_rate, stop=stop)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(f"{table}\n{given.workdir / 'controls.md'}")
 
 

@@ -23,7 +23,7 @@ from frozen_jax.data.cleaning import CleanOptions
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.inspection import inspect_source, sample_grid, write_manifest
 from frozen_jax.data.sources import open_source
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.tokenizer import Tokenizer
 
 
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; by default the language model's")
     parser.add_argument("--output", type=Path, default=Path("data_check"), help="folder for what is written")
     given, rest = parser.parse_known_args(arguments)
-    try:
+    with exit_in_one_line():
         sources, images, clean, folder = {"source": given.source}, ImageOptions(64), None, given.tokenizer
         if rest:
             config = read_config(rest)
@@ -134,9 +134,6 @@ def main(arguments: list[str] | None = None) -> None:
             for name, line in sources.items()
             if line
         ]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     if any(figures["bad"] for figures in results):
         sys.exit(1)
 

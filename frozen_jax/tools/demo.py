@@ -14,7 +14,6 @@ import importlib
 import os
 import signal
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from frozen_jax.demo.answers import open_demo
 from frozen_jax.demo.examples import write_examples
 from frozen_jax.demo.layout import STYLE, build_page, make_theme
 from frozen_jax.demo.limits import Guard, Limits
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.export.layout import is_export
 from frozen_jax.restore import read_settings
 
@@ -136,15 +135,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=PORT, help=f"{PORT} by default")
     given = parser.parse_args(arguments)
     ended = threading.Event()
-    try:
-        with serve(given.workdir, gallery=given.gallery, host=given.host, port=given.port) as address:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: ended.set())
-            print(f"{address} (Ctrl-C ends it)", flush=True)
-            ended.wait()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    page = serve(given.workdir, gallery=given.gallery, host=given.host, port=given.port)
+    with exit_in_one_line(), page as address:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        print(f"{address} (Ctrl-C ends it)", flush=True)
+        ended.wait()
 
 
 if __name__ == "__main__":

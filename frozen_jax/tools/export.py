@@ -6,11 +6,10 @@ Written, read back and compared before success is reported; see docs/export.md.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from frozen_jax.config import Config
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.export.card import write_card
 from frozen_jax.export.check import check_round_trip, compare_with_torch, has_torch
 from frozen_jax.export.generator import (
@@ -105,11 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, default="pytorch", help="what to write; pytorch by default")
     parser.add_argument("--no_lm", action="store_true", help="name the language model in place of writing it")
     given = parser.parse_args(arguments)
-    try:
+    with exit_in_one_line():
         line = export(given.workdir, given.out, layout=given.format, with_lm=not given.no_lm)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(line)
 
 

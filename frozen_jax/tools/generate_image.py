@@ -9,14 +9,13 @@ import argparse
 import io
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.restore import load, read_settings
 from frozen_jax.workdir import write_bytes_atomic
 
@@ -95,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     given = parser.parse_args(arguments)
-    try:
+    with exit_in_one_line():
         if given.count < 1:
             raise UserError(f"--count={given.count} must be at least 1")
         files = name_files(given.out, given.texts, count=given.count, overwrite=given.overwrite)
@@ -108,9 +107,6 @@ def main(arguments: list[str] | None = None) -> None:
             guidance=given.guidance,
         )
         write(given.out, files, pictures)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     for file in files:
         print(file)
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 from frozen_jax.abstract import AbstractRun, abstract_run
 from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.run import resolve_classes
 from frozen_jax.sharding import bytes_per_device, make_abstract_mesh
 from frozen_jax.state import flatten
@@ -91,14 +90,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--devices", type=int, help="of the mesh; those here by default")
     parser.add_argument("--platform", choices=("cpu", "gpu", "tpu"), default="", help="what lm.dtype='auto' is for")
     given, rest = parser.parse_known_args(arguments)
-    try:
+    with exit_in_one_line():
         devices = jax.device_count() if given.devices is None else given.devices
         if devices < 1:
             raise UserError(f"--devices is {devices}; it must be at least 1")
         text = inspect_run(resolve_classes(read_config(rest)), devices=devices, platform=given.platform)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(text)
 
 

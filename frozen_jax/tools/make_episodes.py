@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,7 +22,7 @@ from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.order import sample_rng
 from frozen_jax.data.records import Source, class_of
 from frozen_jax.data.sources import open_source
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.tasks.episodes import Episode, write_episodes
 
 QUESTION = "Q: What is this? A: This is a"
@@ -132,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--real_names", action="store_true", help="call classes by their own names")
     parser.add_argument("--size", type=int, default=224, help="height and width of a picture in pixels")
     given = parser.parse_args(arguments)
-    try:
+    with exit_in_one_line():
         episodes = make_episodes(
             open_source(given.source),
             ways=given.ways,
@@ -145,9 +144,6 @@ def main(arguments: list[str] | None = None) -> None:
         )
         task = "real_name_mi" if given.real_names else "open_ended_mi"
         write_episodes(given.out, task=task, ways=given.ways, shots=given.shots, episodes=episodes)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(f"{len(episodes)} episodes in {given.out}")
 
 

@@ -8,13 +8,12 @@ Holds what the run trained and names what stayed frozen; `frozen_jax.load` reads
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.export.write import new_directory
 from frozen_jax.released import CARD, read_trained, round_half, write_release
 from frozen_jax.restore import read_run, restore_run
@@ -73,11 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--card", type=Path, required=True, help="Markdown file about the model, its README.md")
     parser.add_argument("--out", type=Path, required=True, help="a new directory")
     given = parser.parse_args(arguments)
-    try:
+    with exit_in_one_line():
         line = release(given.workdir, given.card, given.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(line)
 
 

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from frozen_jax.build import build_towers
 from frozen_jax.data.order import Position
 from frozen_jax.data.sources import open_splits
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.restore import list_texts, open_checkpoints, read_run
 from frozen_jax.run import make_pipeline
 from frozen_jax.sharding import make_mesh, put_batch, put_params
@@ -74,8 +73,8 @@ def replay(directory: Path, step: int) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints one line of JSON; returns the exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and prints one line of JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m frozen_jax.tools.replay",
         description="Takes one training step again, on the same batch, and prints its metrics and samples.",
@@ -85,15 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="of a training run")
     parser.add_argument("--step", type=int, required=True, help="counted from 1")
     options = parser.parse_args(arguments)
-    try:
+    with exit_in_one_line():
         found = replay(options.workdir, options.step)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     # JSON has no number for what is not finite.
     print(json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in found.items()}))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

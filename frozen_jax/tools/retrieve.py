@@ -20,7 +20,7 @@ import PIL.ImageDraw
 from frozen_jax.data.folders import PICTURES
 from frozen_jax.data.images import ImageError, ImageOptions, load_image
 from frozen_jax.data_settings import DataSettings
-from frozen_jax.errors import UserError
+from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.export.layout import is_export
 from frozen_jax.gallery import Searcher, fingerprint_model, index_folder, read_gallery
 from frozen_jax.nearest import APPROXIMATE_FROM, ApproximateSearch, has_faiss, measure_recall
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     for action in (making, asking):
         action.add_argument("--workdir", type=Path, required=True, help="of a training run")
     given = parser.parse_args(arguments)
-    try:
+    with exit_in_one_line():
         if given.action == "index":
             _show(index(given.workdir, given.folder, given.out))
             return
@@ -154,9 +154,6 @@ def main(arguments: list[str] | None = None) -> None:
         _show([f"{score:8.4f}  {name}" for name, score in found])
         if given.sheet is not None:
             draw_sheet(given.sheet, " + ".join(given.parts), found)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _show(lines: Sequence[str]) -> None:

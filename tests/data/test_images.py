@@ -202,7 +202,13 @@ def test_bad_pictures_in_memory(tmp_path):
 
 
 def test_bad_options():
-    for bad in ({"size": 0}, {"size": 8, "fit": "stretch"}, {"size": 8, "max_pixels": 10**9}):
+    for bad in (
+        {"size": 0},
+        {"size": -5},
+        {"size": 10**4},
+        {"size": 8, "fit": "stretch"},
+        {"size": 8, "max_pixels": 10**9},
+    ):
         with pytest.raises(UserError, match="images:"):
             ImageOptions(**bad)
     with pytest.raises(ImageError, match="uint8"):

@@ -54,6 +54,14 @@ def test_each_segment_is_the_row_that_it_would_be_alone():
         assert row.loss_mask[inside].tolist() == mask[:length].tolist()
 
 
+def test_no_text_of_a_packed_row_goes_beyond_the_positions_of_the_language_model():
+    layout = replace(LAYOUT, max_tokens=30, positions=7)  # bos and 2 slots, so 4 of words and eos
+    row = packed_row([Piece([7, 8]), Piece([3] * 20)], layout=layout)
+    assert row.tokens.tolist() == [90, SLOT, SLOT, 7, 8, 91, 90, SLOT, SLOT, 3, 3, 3, 3, *[PAD] * 17]
+    with pytest.raises(UserError, match="take 7 positions, and the language model has 7"):
+        packed_row([Piece([7], prompt=[4] * 4), Piece([3])], layout=layout)
+
+
 def test_plans_use_every_text_once_and_are_even():
     lengths = np.random.default_rng(0).geometric(0.1, 64).clip(1, 40).tolist()
     rows = plan_packing(lengths, pairs=4)
