@@ -6,7 +6,7 @@ Data: COCO 2014 in /data/coco (train2014, val2014) with Karpathy's dataset_coco.
 safetensors: a directory of one's own serves as `--config.vision.path=DIR`.
 
 Chip: docs/fits.md has what it fits.
-Expected: the 82,783 training pictures are encoded once, 254 MB in runs/features, which takes at least 3 CPU-minutes of
+Expected: the 113,287 training pictures are encoded once, 348 MB in runs/features, which takes at least 4 CPU-minutes of
 decoding and is used again by every later run; the 10,000 steps, which neither open a picture nor run the encoder, then
 take at least 2.5 minutes on one v5e, by the roofline of `tools/compile_check`; nobody has measured it there.
 """

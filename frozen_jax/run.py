@@ -180,7 +180,7 @@ def resolve_classes(config: Config) -> Config:
     if not config.fusion.kind or config.fusion.classes:
         return config
     source, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
-    named = dataclasses.replace(config.fusion, classes=list_classes(source, config.fusion))
+    named = dataclasses.replace(config.fusion, classes=list_classes(source, config.fusion, on_bad=config.data.on_bad))
     return dataclasses.replace(config, fusion=named)
 
 

@@ -143,6 +143,34 @@ def test_bad_items_are_replaced_listed_and_survive_a_restart(layouts, config, tm
         run(with_data(given, on_bad="raise"), tmp_path / "raising", mode="train")
 
 
+@pytest.mark.parametrize("task", ["caption", "vqa", "classify", "tag"])
+def test_what_training_replaces_does_not_end_the_report(task, config, tmp_path):
+    """Neither a line that is damaged nor a picture, in what is learnt from or in what is asked about."""
+    rows = []
+    for number in range(24):
+        Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        red = "dark" if number < 12 else "bright"
+        asked = {"caption": f"a {red} picture", "question": "how red?", "answer": red, "tags": [red]}
+        rows.append(json.dumps({"image": f"{number}.png", **asked}))
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    (tmp_path / "13.png").write_bytes(b"no picture")
+    (tmp_path / "train.jsonl").write_text("\n".join(["{", *rows[::2], rows[3]]))
+    (tmp_path / "held.jsonl").write_text("\n".join([*rows[1::2], '{"image": "1.png", "caption": 5}']))
+    train, held = (f"jsonl:{tmp_path}/{name}.jsonl" for name in ("train", "held"))
+    given = with_data(config, train=train, validation=held, on_bad="replace")
+    asking = dataclasses.replace(given.evaluate, task=task, max_new_tokens=2, blind_control=False)
+    asking = dataclasses.replace(
+        asking,
+        vqa=dataclasses.replace(
+            asking.vqa, shots=(0, 1), induction="", query_format="[img]", shot_format="[img] {answer}"
+        ),
+        classify=dataclasses.replace(asking.classify, shots=(0, 1), tag=0, heads=True),
+        tag=dataclasses.replace(asking.tag, least=1),
+    )
+    report = run(dataclasses.replace(given, evaluate=asking), tmp_path / "w", mode="train")
+    assert report[task]["n"] == 10, "of 12 pictures two do not open"
+
+
 def test_packed_runs_train_as_single_rows_do(config, tmp_path):
     single = with_data(config, train="fake:16")
     packed = with_data(single, pack=4, max_tokens=4 * config.data.max_tokens)

@@ -81,7 +81,9 @@ class SidecarFolder:
                 captions.add(stem)
             elif suffix.lower() in PICTURES:
                 pictures[name] = stem
-        alone = captions.difference(pictures.values())
+        for name, stem in pictures.items():
+            pictures[name] = stem if stem in captions else name  # a.txt, or a.png.txt
+        alone = captions.difference(pictures, pictures.values())
         for name in sorted([*pictures, *alone]):
             stem = pictures.get(name, name)
             self._entries.append((name, stem if stem in captions else None))
@@ -108,7 +110,7 @@ class SidecarFolder:
         folder = os.path.dirname(name)
         return Record(
             id=name,
-            image=None if name == stem else self._root / name,
+            image=self._root / name if name.lower().endswith(PICTURES) else None,
             captions=tuple(lines if self._all_lines else lines[:1]),
             tags=(folder,) if folder else (),
         )

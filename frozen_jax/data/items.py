@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
 from frozen_jax.data.pipeline import TextFunction
-from frozen_jax.data.records import Record, Source, class_of
+from frozen_jax.data.records import Record, RecordError, Source, class_of
 from frozen_jax.data.text import Text
 from frozen_jax.errors import UserError
 from frozen_jax.fusion_settings import FusionSettings
@@ -36,13 +37,32 @@ def word_items(settings: FusionSettings) -> TextFunction:
     return word
 
 
-def list_classes(source: Source, settings: FusionSettings) -> tuple[str, ...]:
+def list_all_items(source: Source, settings: FusionSettings, *, on_bad: str) -> Iterator[tuple[str, str]]:
+    """Yields (text, class) of all items of a source; no picture is opened.
+
+    Args:
+        source: of records.
+        settings: the section `fusion`.
+        on_bad: the config's `data.on_bad`: with "replace" records that training replaces are left out.
+
+    Raises:
+        RecordError: one cannot be used, and `on_bad` is "raise".
+    """
+    for index in range(len(source)):
+        try:
+            yield from list_items(source.record(index), settings)
+        except RecordError:
+            if on_bad == "raise":
+                raise
+
+
+def list_classes(source: Source, settings: FusionSettings, *, on_bad: str) -> tuple[str, ...]:
     """Returns the classes of all records, the commonest first, then by the alphabet; no picture is opened.
 
     Raises:
-        UserError: fewer than two.
+        UserError: fewer than two, or as `list_all_items`.
     """
-    counts = Counter(label for index in range(len(source)) for _, label in list_items(source.record(index), settings))
+    counts = Counter(label for _, label in list_all_items(source, settings, on_bad=on_bad))
     if len(counts) < 2:
         raise UserError(
             f"config.fusion.item is {settings.item!r}, and data.train has the classes {sorted(counts)}; name a source "

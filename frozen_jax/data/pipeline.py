@@ -236,7 +236,7 @@ class Pipeline:
                 self._replace(rows[place], bad, samples, epochs, attempt)
             rows = [rows[place] for place in sorted(failed)]
         if augmented and options.augment and self._loader:
-            may_flip = np.array([not names_a_side(f"{text.prompt} {text.target}") for text in texts])
+            may_flip = np.array([not names_a_side(" ".join(text.words())) for text in texts])
             images[:, 0] = augment(
                 images[:, 0], options.augment, seed=options.seed, epochs=epochs, samples=samples, may_flip=may_flip
             )
@@ -270,9 +270,9 @@ class Pipeline:
     def _word(self, sample: int, epoch: int) -> Text | Bad:
         try:
             record = self.source.record(sample)
+            text = self._text(record, sample_rng(self.options.seed, epoch, sample, stream="text"))
         except RecordError as error:
             return Bad(error.reason, str(error))
-        text = self._text(record, sample_rng(self.options.seed, epoch, sample, stream="text"))
         if isinstance(text, str):
             text = Text(text)
         if text is None or not (text.target.strip() or text.label):

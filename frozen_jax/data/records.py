@@ -5,7 +5,7 @@ The sources themselves stand in `easy_vqa.py`, `fake.py` and their neighbours; n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -177,6 +177,25 @@ def split_holdout(source: Source, *, count: int, seed: int = 0) -> tuple[Subset,
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
 
 
+def usable_records(source: Source, indices: Iterable[int], *, on_bad: str) -> Iterator[Record]:
+    """Yields records of the training data where it is only counted or shown; no picture is opened.
+
+    Args:
+        source: where they are.
+        indices: of the records.
+        on_bad: the config's `data.on_bad`: with "replace" those that training replaces are left out here.
+
+    Raises:
+        RecordError: one cannot be used, and `on_bad` is "raise".
+    """
+    for index in indices:
+        try:
+            yield source.record(index)
+        except RecordError:
+            if on_bad == "raise":
+                raise
+
+
 def select(source: Source, keep: Callable[[int], bool]) -> Subset:
     """Returns the records whose index satisfies `keep`, in order."""
     return Subset(source, [i for i in range(len(source)) if keep(i)])
@@ -186,11 +205,12 @@ def class_of(record: Record, *, tag: int) -> str:
     """Returns the class of a picture: its tag at place `tag`, or all tags joined by spaces with -1.
 
     Raises:
-        UserError: the record has no such tag.
+        RecordError: the record has no such tag.
     """
     if not record.tags or not -1 <= tag < len(record.tags):
-        raise UserError(
+        raise RecordError(
             f"data: record {record.id} has the tags {record.tags}, none at place {tag}; name a source of tagged "
-            "pictures (classes:, jsonl:) or another place (0 is the first, -1 all of them joined)"
+            "pictures (classes:, jsonl:) or another place (0 is the first, -1 all of them joined)",
+            reason="no such tag",
         )
     return " ".join(record.tags) if tag < 0 else record.tags[tag]

@@ -124,6 +124,7 @@ def packed_row(pieces: Sequence[Piece], *, layout: RowLayout) -> PackedRow:
         place = slice(begin, begin + length)
         packed.tokens[place], packed.loss_mask[place] = tokens, loss_mask
         packed.segments[place] = number
+        packed.loss_mask[begin] = 0.0  # what stands before it belongs to another text
         begin += length
     return packed
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl
 
 import numpy as np
+from jaxtyping import Int64
 
 from frozen_jax.data.annotations import coco_captions, karpathy_split, vqa_pairs
 from frozen_jax.data.binding import BindingTexts
@@ -26,7 +27,8 @@ from frozen_jax.data.class_features import ClassFeatures
 from frozen_jax.data.cleaning import CleanOptions, clean_source
 from frozen_jax.data.fake import FakeSource
 from frozen_jax.data.folders import ClassFolder, SidecarFolder
-from frozen_jax.data.records import Record, Source, Subset, split_holdout
+from frozen_jax.data.holdout import hold_out
+from frozen_jax.data.records import Record, Source, Subset
 from frozen_jax.data.scene_sources import DescribedScenes, open_easy_vqa
 from frozen_jax.data.tables import CsvTable, JsonLines, TsvTable
 from frozen_jax.data.tar import TarShards
@@ -94,6 +96,12 @@ def open_source(line: str, *, clean: CleanOptions | None = None) -> Source:
     Raises:
         UserError: unknown kind or option, or whatever the source itself finds wrong.
     """
+    sources, weights = _open_parts(line, clean)
+    return sources[0] if weights is None else Mixture(sources, weights)
+
+
+def _open_parts(line: str, clean: CleanOptions | None) -> tuple[list[Source], list[float] | None]:
+    """Returns the sources of a line and their weights, None for one source without a weight."""
     sources, weights = [], []
     for part in line.split(" + "):
         match = _WEIGHTED.fullmatch(part)
@@ -103,13 +111,13 @@ def open_source(line: str, *, clean: CleanOptions | None = None) -> Source:
         source = _open_one(match[2])
         sources.append(source if clean is None else clean_source(source, clean))
     if len(sources) == 1 and weights[0] is None:
-        return sources[0]
+        return sources, None
     if None in weights and any(weights):
         raise UserError(f"data: {line!r} weights some sources and not others; give all of them a weight or none")
     if None in weights:
-        return Mixture(sources, [float(len(source)) for source in sources])
+        return sources, [float(len(source)) for source in sources]
     try:
-        return Mixture(sources, [float(weight) for weight in weights])
+        return sources, [float(weight) for weight in weights]
     except ValueError as error:
         raise UserError(f"data: {line!r} has a weight that is no number ({error})") from error
 
@@ -119,17 +127,23 @@ def open_splits(settings: DataSettings, *, validation_examples: int) -> tuple[So
 
     Args:
         settings: the config's `data`.
-        validation_examples: at most so many records for validation: the first of `settings.validation`, or, where that
-            is "", records held out from `settings.train`, at most a tenth of them and the same ones in every run.
+        validation_examples: at most so many records for validation: the first of `settings.validation`, of a mixture
+            the first of each part by its weight; or, where that is "", records held out from `settings.train`, at most
+            a tenth of each part and the same ones in every run (`hold_out`).
 
     Raises:
         UserError: as `open_source`; or too few records to hold any out.
     """
-    training = open_source(settings.train, clean=settings.clean)
-    if not settings.validation:
-        return split_holdout(training, count=min(validation_examples, -(-len(training) // 10)))
-    validation = open_source(settings.validation, clean=settings.clean)
-    return training, Subset(validation, range(min(validation_examples, len(validation))))
+    sources, weights = _open_parts(settings.train, settings.clean)
+    if settings.validation:
+        validation = open_source(settings.validation, clean=settings.clean)
+        training = sources[0] if weights is None else Mixture(sources, weights)
+        return training, Subset(validation, choose_first(validation, validation_examples))
+    if weights is None:
+        (training,), (held,) = hold_out(sources, [1.0], count=validation_examples)
+        return training, held
+    rests, parts = hold_out(sources, weights, count=validation_examples)
+    return Mixture(rests, weights), Mixture(parts, [float(len(part)) for part in parts])
 
 
 def _open_one(line: str) -> Source:
@@ -141,7 +155,7 @@ def _open_one(line: str) -> Source:
         raise UserError(f"data: source {line!r}: there is no kind {kind!r}; {hint}")
     if re.fullmatch(r"[/\w.*-]*\?[/\w.*?-]*", rest):  # a ? of a file pattern, not of options
         path, query = rest, ""
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))  # a path may hold a plus
     build = KINDS[kind]
     parameters = list(inspect.signature(build).parameters.values())
     known = {p.name: p for p in parameters[1:]}
@@ -199,6 +213,14 @@ class Mixture:
         turn, inner = divmod(place, len(self.sources[number]))
         record = self.sources[number].record(inner)
         return record._replace(id=_mixed_id(number, record.id, turn))
+
+
+def choose_first(source: Source, count: int) -> Int64[np.ndarray, " count"]:
+    """Returns the indices of the first records; of a mixture those of each part, in proportion to its draws."""
+    draws = np.array(source.draws if isinstance(source, Mixture) else [len(source)])
+    ends = np.cumsum(draws)
+    shares = np.diff(np.rint(ends * min(1.0, count / ends[-1])).astype(int), prepend=0)
+    return np.concatenate([begin + np.arange(share) for begin, share in zip(ends - draws, shares, strict=True)])
 
 
 def _mixed_id(number: int, inner: str, turn: int) -> str:

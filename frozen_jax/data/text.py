@@ -34,6 +34,10 @@ class Text(NamedTuple):
     turns: tuple[tuple[str, str], ...] = ()
     label: str = ""
 
+    def words(self) -> tuple[str, ...]:
+        """Returns all that is said of the picture."""
+        return (*(part for turn in self.turns for part in turn), self.prompt, self.target, self.label)
+
 
 class Piece(NamedTuple):
     """Part of a row: the slots of one picture, then text.

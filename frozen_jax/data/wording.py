@@ -31,13 +31,14 @@ def word_rows(settings: DataSettings, *, turns: int = 1) -> TextFunction:
         return settings.caption_format.format(caption=". ".join(record.captions[i] for i in chosen))
 
     def ask(record: Record, rng: np.random.Generator, shown: str) -> list[tuple[str, str]]:
-        chosen = [rng.integers(len(record.questions))]
+        answered = [question for question in record.questions if question.answers]
+        chosen = [rng.integers(len(answered))]
         if turns > 1:
-            count = int(rng.integers(1, min(turns, len(record.questions)) + 1))
-            chosen = list(rng.choice(len(record.questions), size=count, replace=False))
+            count = int(rng.integers(1, min(turns, len(answered)) + 1))
+            chosen = list(rng.choice(len(answered), size=count, replace=False))
         asked: list[tuple[str, str]] = []
         for place in chosen:
-            question = record.questions[place]
+            question = answered[place]
             answer = question.answers[rng.integers(len(question.answers))]
             prompt = settings.question_format.format(question=question.text)
             asked.append((("" if asked else shown) + prompt, settings.answer_format.format(answer=answer)))
@@ -49,7 +50,7 @@ def word_rows(settings: DataSettings, *, turns: int = 1) -> TextFunction:
             return Text(target, prompt, tuple(before))
         described = record.image is None and record.captions
         shown = caption(record, rng, most=1) if described else ""
-        if record.questions and rng.random() < settings.question_fraction:
+        if any(question.answers for question in record.questions) and rng.random() < settings.question_fraction:
             *before, (prompt, answer) = ask(record, rng, shown)
             return Text(answer, prompt, tuple(before))
         if not record.captions:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.order import sample_indices
+from frozen_jax.data.records import usable_records
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.metrics.captions import bleu, cider_d, exact_match, rouge_l
@@ -39,7 +40,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """
     settings = config.evaluate.caption
     line = source_line(config, settings.source)
-    records = read_records(open_source(line), most=config.evaluate.examples)
+    records = read_records(open_source(line), most=config.evaluate.examples, data=config.data)
     captioned = [record for record in records if record.captions]
     if not captioned:
         raise UserError(f"evaluate.caption.source={line!r} has no captions to compare with; name another source")
@@ -128,7 +129,8 @@ def find_commonest_caption(config: Config) -> str:
     """
     source = open_source(config.data.train, clean=config.data.clean)
     drawn = sample_indices(config.seed, 0, 0, min(MAJORITY_RECORDS, len(source)), len(source))
-    counted = Counter(caption for index in sorted(drawn.tolist()) for caption in source.record(index).captions)
+    records = usable_records(source, sorted(drawn.tolist()), on_bad=config.data.on_bad)
+    counted = Counter(caption for record in records for caption in record.captions)
     return counted.most_common(1)[0][0] if counted else ""
 
 

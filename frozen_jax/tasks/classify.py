@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.order import sample_indices, sample_rng
-from frozen_jax.data.records import Record, class_of
+from frozen_jax.data.records import Record, class_of, usable_records
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.heads import fit_head
@@ -29,7 +29,15 @@ from frozen_jax.naming import lay_question, score_texts
 from frozen_jax.processes import is_first
 from frozen_jax.prompt import Image, fill, show
 from frozen_jax.report import draw_confusion
-from frozen_jax.tasks.controls import Models, images_of, leave_out_pictures, list_views, read_records, source_line
+from frozen_jax.tasks.controls import (
+    Models,
+    images_of,
+    leave_out_damaged,
+    leave_out_pictures,
+    list_views,
+    read_records,
+    source_line,
+)
 from frozen_jax.tasks.samples import Measured, Sample, collect_samples
 
 LISTED = 20
@@ -47,7 +55,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """
     settings = config.evaluate.classify
     line = source_line(config, settings.source)
-    records = read_records(open_source(line), most=0)
+    records = read_records(open_source(line), most=0, data=config.data)
     labels = [class_of(record, tag=settings.tag) for record in records]
     classes = sorted(set(labels))
     if len(classes) < 2:
@@ -141,9 +149,9 @@ def _read_pool(config: Config, classes: Sequence[str], tested: Sequence[Record])
     line = settings.shot_source or config.data.train
     source = open_source(line)
     drawn = sample_indices(config.seed, 0, 0, len(source), len(source)).tolist()
-    records = [source.record(index) for index in drawn]
-    records = [r for r in records if r.image is not None and r.tags and class_of(r, tag=settings.tag) in classes]
-    records = leave_out_pictures(records, tested, line=line)
+    usable = usable_records(source, drawn, on_bad=config.data.on_bad)
+    records = [r for r in usable if r.image is not None and r.tags and class_of(r, tag=settings.tag) in classes]
+    records = leave_out_damaged(leave_out_pictures(records, tested, line=line), config.data)
     if len(records) <= max(settings.shots):
         raise UserError(
             f"evaluate.classify: {line!r} has {len(records)} pictures of these classes, {max(settings.shots)} shots "

@@ -16,7 +16,9 @@ from jaxtyping import Float
 
 from frozen_jax.api import Model, Picture
 from frozen_jax.config import Config
-from frozen_jax.data.records import FileSlice, Record, Source
+from frozen_jax.data.images import ImageOptions, load_image
+from frozen_jax.data.records import FileSlice, Record, RecordError, Source, usable_records
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 
 
@@ -104,25 +106,38 @@ def source_line(config: Config, given: str) -> str:
     return line
 
 
-def read_records(source: Source, *, most: int) -> list[Record]:
+def read_records(source: Source, *, most: int, data: DataSettings) -> list[Record]:
     """Returns the first pictures with all that is said of each (`join_pictures`), all of them with `most` 0.
 
-    Lines about one of the first `most` pictures count as far as the first line about the next one after those.
+    Lines about one of the first `most` pictures count as far as the first line about the next one after those. What
+    cannot be used is left out where training replaces such items (`data.on_bad`).
 
     Raises:
         UserError: a record without a picture.
     """
     records: list[Record] = []
     pictures: set[Hashable] = set()
-    for index in range(len(source)):
-        record = source.record(index)
+    for record in usable_records(source, range(len(source)), on_bad=data.on_bad):
         if record.image is None:
             raise UserError(f"evaluate: record {record.id} has no picture; name a source of pictures")
         pictures.add(picture_of(record))
         if most and len(pictures) > most:
             break
         records.append(record)
-    return join_pictures(records)
+    return leave_out_damaged(join_pictures(records), data)
+
+
+def leave_out_damaged(records: Sequence[Record], data: DataSettings) -> list[Record]:
+    """Returns the records whose pictures open, where `data.on_bad` is "replace"; otherwise all, and asking stops at one
+    that does not."""
+    return [record for record in records if data.on_bad == "raise" or _opens(record, data.image)]
+
+
+def _opens(record: Record, options: ImageOptions) -> bool:
+    try:
+        return record.image is None or load_image(record.image, options=options) is not None
+    except RecordError:
+        return False
 
 
 def join_pictures(records: Iterable[Record]) -> list[Record]:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from frozen_jax.api import Model
 from frozen_jax.config import Config
-from frozen_jax.data.items import list_items
+from frozen_jax.data.items import list_all_items, list_items
 from frozen_jax.data.records import Source
 from frozen_jax.data.sources import open_source, open_splits
 from frozen_jax.errors import UserError
@@ -57,7 +57,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         UserError: the model has no fusion, or the source no item.
     """
     line = source_line(config, config.evaluate.fusion.source)
-    records = read_records(open_source(line), most=0)
+    records = read_records(open_source(line, clean=config.data.clean), most=0, data=config.data)
     items = [
         Item(picture, text, label)
         for picture, record in enumerate(records)
@@ -113,7 +113,7 @@ def list_class_names(model: Model) -> tuple[str, ...]:
 
 def _score_baselines(training: Source, items: Sequence[Item], config: Config) -> dict[str, float]:
     """Naming the commonest class, and the commonest class with each text, both counted on the training items."""
-    pairs = (pair for index in range(len(training)) for pair in list_items(training.record(index), config.fusion))
+    pairs = list_all_items(training, config.fusion, on_bad=config.data.on_bad)
     majority, guesses = guess_commonest(pairs, [item.text for item in items])
     return {
         "majority": _percent([item.label == majority for item in items]),

@@ -52,7 +52,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """
     settings, model = config.evaluate.generate, models.seeing
     line = source_line(config, settings.source)
-    records = _select(open_source(line), config, line, most=config.evaluate.examples)
+    records = _select(open_source(line, clean=config.data.clean), config, line, most=config.evaluate.examples)
     training = _select(open_source(config.data.train, clean=config.data.clean), config, "data.train", TRAINING_RECORDS)
     real, known = _open(records, config), _open(training, config)
     captions = [record.captions[row % len(record.captions)] for row, record in enumerate(records)]
@@ -92,7 +92,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
 def _select(source: Any, config: Config, name: str, most: int) -> list[Record]:
     """Returns the records that can be used, a caption and a tag at each named place, without their other tags."""
     tags = config.evaluate.generate.tags
-    records = read_records(source, most=most)
+    records = read_records(source, most=most, data=config.data)
     whole = (record for record in records if record.captions and len(record.tags) >= len(tags))
     usable = [record._replace(tags=record.tags[: len(tags)]) for record in whole]
     if len(usable) < 2:

@@ -59,7 +59,8 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """
     settings = config.evaluate.retrieval
     line = source_line(config, settings.source)
-    records = read_records(open_source(line), most=config.evaluate.examples)
+    source = open_source(line, clean=config.data.clean)
+    records = read_records(source, most=config.evaluate.examples, data=config.data)
     captioned = [record for record in records if record.captions]
     captions = list(dict.fromkeys(caption for record in captioned for caption in record.captions))
     if len(captioned) < 2 or len(captions) < 2:

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from frozen_jax.config import Config
-from frozen_jax.data.records import Record, Source
+from frozen_jax.data.records import Record, Source, usable_records
 from frozen_jax.data.sources import open_source
+from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.heads import fit_head
 from frozen_jax.metrics.classification import f1_scores, mean_average_precision
@@ -30,6 +31,8 @@ from frozen_jax.report import draw_answers
 from frozen_jax.tasks.controls import (
     Models,
     images_of,
+    join_pictures,
+    leave_out_damaged,
     leave_out_pictures,
     list_views,
     read_records,
@@ -50,8 +53,10 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """
     settings = config.evaluate.tag
     line, known = source_line(config, settings.source), settings.calibration or config.data.train
-    records = [record for record in read_records(open_source(line), most=config.evaluate.examples) if record.tags]
-    others = [record for record in _read_spread(open_source(known), most=settings.calibrated_on) if record.tags]
+    read = read_records(open_source(line), most=config.evaluate.examples, data=config.data)
+    records = [record for record in read if record.tags]
+    spread = _read_spread(open_source(known), most=settings.calibrated_on, data=config.data)
+    others = [record for record in spread if record.tags]
     others = leave_out_pictures(others, records, line=known)
     learnt, held = others[::2], others[1::2]
     counted = Counter(tag for record in learnt for tag in set(record.tags))
@@ -178,11 +183,12 @@ def _compile_tag(tag: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(tag)}(?!\w)", flags=re.IGNORECASE)
 
 
-def _read_spread(source: Source, *, most: int) -> list[Record]:
+def _read_spread(source: Source, *, most: int, data: DataSettings) -> list[Record]:
     """Reads records from end to end of a source, which may be sorted by what it shows."""
-    records = read_records(source, most=0)
+    usable = usable_records(source, range(len(source)), on_bad=data.on_bad)
+    records = join_pictures(record for record in usable if record.image is not None)
     places = np.linspace(0, len(records), num=min(most, len(records)), endpoint=False).astype(int)
-    return [records[place] for place in places]
+    return leave_out_damaged([records[place] for place in places], data)
 
 
 def _mark(records: Sequence[Record], vocabulary: Sequence[str]) -> Bool[np.ndarray, "R C"]:

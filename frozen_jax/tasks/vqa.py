@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from frozen_jax.config import Config
 from frozen_jax.data.order import sample_indices, sample_rng
-from frozen_jax.data.records import Question, Record
+from frozen_jax.data.records import Question, Record, usable_records
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import VQASettings
@@ -28,6 +28,7 @@ from frozen_jax.tasks.controls import (
     View,
     images_of,
     join_pictures,
+    leave_out_damaged,
     list_views,
     picture_of,
     read_records,
@@ -62,7 +63,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """
     settings = config.evaluate.vqa
     line = source_line(config, settings.source)
-    records = [record for record in read_records(open_source(line), most=0) if list_answered(record)]
+    records = [record for record in read_records(open_source(line), most=0, data=config.data) if list_answered(record)]
     asked = [Asked(row, record, question) for row, record in enumerate(records) for question in list_answered(record)]
     asked = asked[: config.evaluate.examples or None]
     if not asked:
@@ -176,9 +177,9 @@ def read_pool(config: Config, *, first_row: int) -> Pool:
     line = settings.shot_source or config.data.train
     source = open_source(line)
     drawn = sample_indices(config.seed, 0, 0, min(settings.shot_pool, len(source)), len(source))
-    records = join_pictures(
-        record for record in map(source.record, drawn.tolist()) if list_answered(record) and record.image is not None
-    )
+    usable = usable_records(source, drawn.tolist(), on_bad=config.data.on_bad)
+    shown = join_pictures(record for record in usable if list_answered(record) and record.image is not None)
+    records = leave_out_damaged(shown, config.data)
     if len(records) <= max(settings.shots):
         raise UserError(
             f"evaluate.vqa.shots asks for {max(settings.shots)} shots, and {line!r} has {len(records)} pictures with "

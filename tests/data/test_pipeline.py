@@ -97,6 +97,21 @@ def test_text_and_augmentation_change_with_the_epoch():
     assert not np.array_equal(first.tokens[order[0]], second.tokens[order[1]])
 
 
+@pytest.mark.parametrize("text", [Text("", label="on the left"), Text("yes", "sure?", (("where?", "on the left"),))])
+def test_what_is_said_of_a_side_is_never_mirrored(text):
+    plain, mirrored = (
+        Pipeline(
+            FakeSource(16),
+            text=lambda record, rng: text,
+            encode=lambda text: [7] * len(text.split()),
+            layout=RowLayout(max_tokens=24, prefix_length=2, bos_id=1, eos_id=2),
+            options=PipelineOptions(16, images=ImageOptions(8), augment=augment),
+        ).batch(Position(0, 0))
+        for augment in (None, AugmentOptions(flip=True))
+    )
+    np.testing.assert_array_equal(plain.images, mirrored.images)
+
+
 def test_blind_is_the_same_run_in_the_dark():
     class Closed(FakeSource):
         def record(self, index):

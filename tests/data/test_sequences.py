@@ -54,6 +54,14 @@ def test_each_segment_is_the_row_that_it_would_be_alone():
         assert row.loss_mask[inside].tolist() == mask[:length].tolist()
 
 
+def test_a_first_word_is_never_predicted_from_the_text_before_it():
+    """Without bos, slots and prompt a text begins with a word that carries loss."""
+    layout = RowLayout(max_tokens=9, prefix_length=2, bos_id=None, eos_id=91)
+    row = packed_row([Piece([5, 6], images=0), Piece([7], images=0)], layout=layout)
+    assert row.tokens.tolist() == [5, 6, 91, 7, 91, PAD, PAD, PAD, PAD]
+    assert row.loss_mask.tolist() == [0, 1, 1, 0, 1, 0, 0, 0, 0]
+
+
 def test_no_text_of_a_packed_row_goes_beyond_the_positions_of_the_language_model():
     layout = replace(LAYOUT, max_tokens=30, positions=7)  # bos and 2 slots, so 4 of words and eos
     row = packed_row([Piece([7, 8]), Piece([3] * 20)], layout=layout)

@@ -1,6 +1,7 @@
 """Every kind of source by its one line, with what each refuses; a small set of each layout is written here."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,8 +261,59 @@ def test_splits_of_a_config(pictures):
     (pictures / "red.txt").write_text("A RED  &amp; picture")
     cleaned = open_source(shouted, clean=CleanOptions(lower_case=True))
     assert ("a red & picture",) in [cleaned.record(i).captions for i in range(len(cleaned))]
-    with pytest.raises(UserError, match="hold out 1 of 1"):
+    with pytest.raises(UserError, match="held out of 1 for validation would leave none"):
         open_splits(replace(settings, train="fake:1", validation=""), validation_examples=5)
+
+
+def read_all(source):
+    return [source.record(index) for index in range(len(source))]
+
+
+def test_no_picture_is_held_out_and_trained_on(tmp_path):
+    """In a table with a line for each caption, in a mixture that repeats a part, and in two parts of one picture."""
+    table = tmp_path / "token.tsv"
+    table.write_text("".join(f"{n}.jpg#{k}\tcaption {k} of {n}\n" for n in range(40) for k in range(5)))
+    (tmp_path / "again.jsonl").write_text("".join(f'{{"image": "{n}.jpg", "caption": "x"}}\n' for n in range(60)))
+    settings = DataSettings(validation="")
+    tables = (f"tsv:{table}?image=0&caption=1", f"jsonl:{tmp_path}/again.jsonl")
+    for train, most, shown in (
+        (tables[0], 20, 4),  # whole pictures
+        (tables[0], 12, 3),
+        (f"0.9 * {tables[0]} + 0.1 * {tables[1]}", 20, 6),
+        (f"{tables[0]} + fake:50", 25, 9),
+    ):
+        training, held = open_splits(replace(settings, train=train), validation_examples=most)
+        sides = [{r.image if isinstance(r.image, Path) else r.id for r in read_all(part)} for part in (training, held)]
+        assert not sides[0] & sides[1] and abs(len(held) - most) <= 1 and abs(len(sides[1]) - shown) <= 1, train
+    training, held = open_splits(replace(settings, train="0.5 * fake:50 + 0.5 * fake:1000"), validation_examples=64)
+    sides = [{name.partition("#")[0] for name in part.ids()} for part in (training, held)]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 1050
+    assert sorted(name[0] for name in sides[1]) == ["0"] * 5 + ["1"] * 32, "a tenth of the small part, no more"
+
+
+def test_validation_on_a_mixture_is_on_all_of_its_parts():
+    settings = DataSettings(train="fake:9", validation="0.75 * fake:2000 + 0.25 * fake:2000")
+    _, validation = open_splits(settings, validation_examples=100)
+    assert Counter(name[0] for name in validation.ids()) == {"0": 75, "1": 25}
+
+
+def test_a_path_may_hold_a_plus(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "x"}')
+    assert open_source(f"jsonl:{tmp_path}/t.jsonl?root=/data/a+b").record(0).image == Path("/data/a+b/a.png")
+
+
+def test_captions_may_be_named_after_the_whole_name_of_a_picture(tmp_path):
+    for name in ("a.png", "b.png", "c.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    for name in ("a.png.txt", "b.txt", "b.png.txt", "alone.txt"):
+        (tmp_path / name).write_text(f"of {name}")
+    found = read_all(open_source(f"folder:{tmp_path}"))
+    assert [(record.id, record.image, record.captions) for record in found] == [
+        ("a.png", tmp_path / "a.png", ("of a.png.txt",)),
+        ("alone", None, ("of alone.txt",)),
+        ("b.png", tmp_path / "b.png", ("of b.txt",)),
+        ("c.jpg", tmp_path / "c.jpg", ()),
+    ]
 
 
 def named(name, count):

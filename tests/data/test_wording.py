@@ -56,6 +56,17 @@ def test_a_dialogue_asks_up_to_so_many_different_questions():
     assert not word_rows(settings, turns=3)(Record("a", PICTURE, (), ASKED), np.random.default_rng(0)).turns
 
 
+def test_questions_without_an_answer_are_not_asked():
+    """As in a hidden test set, or a line of a table that lacks its answer."""
+    hidden = Question("hidden?", ())
+    for seed in range(20):
+        for turns in (1, 3):
+            asked = word_rows(DataSettings(question_fraction=1.0), turns=turns)
+            text = asked(Record("a", PICTURE, ("it is red",), (hidden, *ASKED)), np.random.default_rng(seed))
+            assert (text.prompt, text.target, text.turns) == ("Question: what color? Answer:", " red", ())
+    assert word(Record("a", PICTURE, ("it is red",), (hidden,)), question_fraction=1.0) == Text(" it is red", "")
+
+
 def test_a_record_without_words_has_no_text():
     assert word(Record("a", PICTURE)) is None
     assert word(Record("a", None, (), ASKED), question_fraction=1.0) == Text(" red", "Question: what color? Answer:")
