@@ -346,6 +346,10 @@ def _check(config: Config) -> None:
         "only a generator draws pictures, and it does nothing else; set it to 'generate' with generator.name, or 'none'"
     )
     require(task == "none" or draws == (task == "generate"), "evaluate.task", task, rule)
+    reader = "generator.name" if draws else "retrieval.weight" if config.retrieval.weight else ""
+    prompt = config.data.caption_prompt
+    rule = f"{reader} is for captions as they are asked with later, without it; put these words in data.caption_format"
+    require(not prompt or not reader, "data.caption_prompt", prompt, rule)
     if draws:
         rule = f"generator.name={config.generator.name!r} draws the one picture of a row from its text and has no use"
         unused: dict[str, tuple[Any, Any]] = {

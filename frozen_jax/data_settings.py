@@ -33,7 +33,8 @@ class DataSettings:
             each. On one host alone; () never cuts.
         captions_per_example: at most so many different captions of a picture are joined in one training row.
         question_fraction: share of rows that hold a question and answer of the picture in place of a caption.
-        caption_prompt: stands before a caption and carries no loss.
+        caption_prompt: stands before a caption and carries no loss; not with retrieval or a generator, which are asked
+            with captions alone.
         caption_format, question_format, answer_format: text of a row after the image slots; `{caption}`, `{question}`
             and `{answer}` are filled in. Caption and answer carry loss, the question does not.
         bos: begin each row with the language model's beginning-of-sequence token.

@@ -289,6 +289,7 @@ def test_names_leave_room_for_what_marks_a_file_as_half_written(tmp_path):
         ("vision.name", "vit", "has no use for this; set it to ''"),
         ("data.pack", 2, "has no use for this; set it to 1"),
         ("evaluate.blind_control", True, "has no use for this; set it to False"),
+        ("data.caption_prompt", " Draw:", r"caption_prompt is ' Draw:'; generator\.name .* data\.caption_format"),
         ("evaluate.task", "caption", "only a generator draws pictures, and it does nothing else"),
         ("evaluate.generate.guidance", -1.0, "it must not be negative"),
         ("evaluate.generate.steps", 0, "it must be at least 1"),

@@ -123,6 +123,7 @@ def test_the_step_trains_the_head_and_leaves_the_language_model(towers, config):
         ("retrieval", "turns", -1, "must not be negative"),
         ("retrieval", "turns", 2, "no row asks"),
         ("data", "pair_probability", 0.5, "one picture"),
+        ("data", "caption_prompt", " a", r"data\.caption_prompt is ' a'; retrieval\.weight .* data\.caption_format"),
         ("vision", "name", "", "no pictures to find"),
     ],
 )
