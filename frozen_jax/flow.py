@@ -38,14 +38,14 @@ LEAST_REST = 0.05
 """1 - t counts as at least this in the loss, so that the loss stays finite near the picture."""
 
 
-def spread_times(offset: Float[Array, ""] | float, *, count: int) -> Float[Array, " B"]:
+def spread_times(places: Float[Array, " B"], *, count: Float[Array, ""] | int) -> Float[Array, " B"]:
     """Returns the times of a batch: logit-normal, evenly spread over its quantiles, so that batches are alike.
 
     Args:
-        offset: in [0, 1), moves all of them by a share of their distance.
-        count: B.
+        places: among the rows that count, 0 to `count`.
+        count: of these rows.
     """
-    quantiles = (jnp.arange(count) + offset) / count
+    quantiles = places / count
     return jax.nn.sigmoid(TIME_MEAN + TIME_STD * jax.scipy.special.ndtri(jnp.clip(quantiles, 1e-4, 1 - 1e-4)))
 
 

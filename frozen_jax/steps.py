@@ -215,16 +215,18 @@ def picture_loss(
     rows = pictures.shape[0]
     condition = model.condition(params, batch.tokens)
     noise_rng, time_rng, drop_rng = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
-    offset = jnp.float32(0.5) if rng is None else jax.random.uniform(time_rng)
+    weights = jnp.max(jnp.asarray(batch.loss_mask), axis=1)
+    if rng is None:  # filling takes none: the first rows' times alone would be those of almost pure noise
+        times = spread_times(jnp.cumsum(weights) - 0.5, count=jnp.maximum(jnp.sum(weights), 1))
+    else:
+        times = spread_times(jnp.arange(rows) + jax.random.uniform(time_rng), count=rows)
     if rng is not None and options.condition_drop:
         dropped = jax.random.bernoulli(drop_rng, options.condition_drop, (rows,))
         condition = jnp.where(dropped[:, None, None], model.no_text(params, rows), condition)
-    times = spread_times(offset, count=rows)
     noise = jax.random.normal(noise_rng, pictures.shape)
     share = times[:, None, None, None]
     named = model.denoise(params, share * pictures + (1 - share) * noise, times, condition)
     errors = weigh(times) * jnp.mean(jnp.square(named - pictures), axis=(1, 2, 3))
-    weights = jnp.max(jnp.asarray(batch.loss_mask), axis=1)
     return LossParts(jnp.sum(errors * weights), jnp.sum(weights), jnp.float32(0), jnp.float32(0))
 
 

@@ -140,7 +140,7 @@ def test_loss_by_hand(model, read):
     batch, network, params = make_batch(), model.network, model.params
     assert choose_loss(network) is picture_loss
     parts = measure(params, network, batch)
-    pictures, times = scale_pixels(batch.images[:, 0]), spread_times(0.5, count=4)
+    pictures, times = scale_pixels(batch.images[:, 0]), jnp.pad(spread_times(jnp.arange(3) + 0.5, count=3), (0, 1))
     noise = jax.random.normal(jax.random.split(jax.random.key(0), 3)[0], pictures.shape)
     share = times[:, None, None, None]
     denoise = jax.jit(network.denoise)
@@ -148,6 +148,24 @@ def test_loss_by_hand(model, read):
     errors = np.asarray(weigh(times)) * np.mean(np.square(named - pictures), axis=(1, 2, 3))
     np.testing.assert_allclose(parts.loss_sum, errors[:3].sum(), rtol=1e-5)
     assert parts.words == 3
+
+
+def test_filling_takes_no_times_from_evaluation(model, monkeypatch):
+    """Of rows cut over devices, too: the two real ones, in whatever places, get the times of a batch of two."""
+    seen, batch = [], make_batch()
+    mask = jnp.asarray(batch.loss_mask).at[jnp.array([0, 2])].set(0).at[3, 1].set(1)
+    batch = batch._replace(loss_mask=mask)
+    monkeypatch.setattr("frozen_jax.steps.weigh", lambda times: seen.append(times) or weigh(times))
+
+    def times(batch):
+        picture_loss(model.params, model.network, batch)
+        return seen.pop()
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    cut = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
+    for rows in (batch, cut):
+        found = jax.jit(times)(rows)
+        np.testing.assert_allclose(found[jnp.array([1, 3])], spread_times(jnp.array([0.5, 1.5]), count=2), rtol=1e-6)
 
 
 def test_the_condition_is_the_text_and_nothing_else(read):
