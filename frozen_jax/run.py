@@ -24,7 +24,7 @@ from frozen_jax.chips import find_chip
 from frozen_jax.config import Config, list_free_sections, to_dict
 from frozen_jax.data.dirty import BadItems, report_bad_items
 from frozen_jax.data.features import FeatureTable
-from frozen_jax.data.items import list_classes, word_items
+from frozen_jax.data.items import check_classes, list_classes, word_items
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.records import Source
 from frozen_jax.data.sources import open_splits
@@ -109,6 +109,8 @@ def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fit
         Stopped: as `train`.
     """
     training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
+    if mode == "train" and config.fusion.kind:
+        check_classes(training_source, validation_source, config.fusion)
     whole = build_towers(config, corpus=list_texts(training_source, config))
     towers = drop_encoder(whole) if config.vision.feature_cache else whole
     before = _hash_lm(towers.trainable, towers.frozen)

@@ -379,6 +379,9 @@ def evaluate(
     """Returns loss (nats per word), perplexity and next-word accuracy over one pass of `pipeline`.
 
     Of a generator the loss alone, per picture. Returns also the lengths of all prefix vectors.
+
+    Raises:
+        UserError: nothing carries loss.
     """
     step: Callable[..., tuple[LossParts, jax.Array]] = compile_eval_step(model, placement)
     sums, norms = np.zeros(len(LossParts._fields)), [np.zeros(0, np.float32)]
@@ -387,6 +390,11 @@ def evaluate(
         sums += np.array(parts, np.float64)
         norms.append(lengths[np.isfinite(lengths)])
     loss_sum, words, correct_sum, _ = sums.tolist()
+    if not words:
+        raise UserError(
+            "none of the validation records carries loss, by which the best step is found; name a data.validation with "
+            "words to predict, or of a fusion's classes"
+        )
     loss = loss_sum / words
     if model.generator is not None:
         return {"loss": loss}, np.concatenate(norms)

@@ -14,7 +14,7 @@ import frozen_jax
 from frozen_jax.batch import PAD, Batch
 from frozen_jax.build import build_towers
 from frozen_jax.config import OptimSettings, from_config_dict
-from frozen_jax.data.items import list_classes, list_items, word_items
+from frozen_jax.data.items import check_classes, list_classes, list_items, word_items
 from frozen_jax.data.records import MemorySource, Question, Record
 from frozen_jax.data.text import Text
 from frozen_jax.errors import UserError
@@ -165,6 +165,28 @@ def test_items_of_records():
         UserError, match=r"config\.fusion\.item is 'question', and data\.train has the classes \['no'\]"
     ):
         list_classes(MemorySource(others[:1]), FusionSettings())
+
+
+def test_classes_that_no_record_is_of_are_refused(tiny_config, tmp_path, monkeypatch):
+    """All of them in training, some in validation; where bad items leave none to validate, that is said, too."""
+
+    def answer(*words):
+        return MemorySource([Record(word, None, (), (Question("", (word,)),)) for word in words])
+
+    named = FusionSettings(classes=("yes", "no"))
+    check_classes(answer("a", "no", "yes"), answer("a", "yes"), named)
+    with pytest.raises(UserError, match=r"classes has 'no', and no record of data\.train is .* there: 'a', 'yes';"):
+        check_classes(answer("yes", "a"), answer("yes"), named)
+    with pytest.raises(UserError, match=r"none of the 1 validation records is of such a class; there: 'a';"):
+        check_classes(answer("yes", "no"), answer("a"), named)
+    tiny_config.fusion.kind, tiny_config.fusion.classes = "concat", ("Red", "Blue")
+    tiny_config.train.steps, tiny_config.data.bos = 1, True
+    config = from_config_dict(tiny_config)
+    with pytest.raises(UserError, match=r"config\.fusion\.classes has 'Red', 'Blue', and no record of data\.train"):
+        run(config, tmp_path / "checked", mode="train")
+    monkeypatch.setattr("frozen_jax.run.check_classes", lambda *_: None)
+    with pytest.raises(UserError, match="none of the validation records carries loss"):
+        run(config, tmp_path / "unchecked", mode="train")
 
 
 def test_a_run_from_training_to_use(tiny_config, tmp_path):

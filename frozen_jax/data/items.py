@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -69,3 +69,38 @@ def list_classes(source: Source, settings: FusionSettings, *, on_bad: str) -> tu
             "of pictures with text and two classes or more, or take another item"
         )
     return tuple(sorted(counts, key=lambda label: (-counts[label], label)))
+
+
+def check_classes(training: Source, validation: Source, settings: FusionSettings) -> None:
+    """Checks that every class can be learnt and some can be validated; no picture is opened, nor more records read than
+    it takes to meet the classes.
+
+    Raises:
+        UserError: a class that no training record has, or validation records of none of the classes.
+    """
+    missing = dict.fromkeys(settings.classes)
+    for label in _list_labels(training, settings):
+        missing.pop(label, None)
+        if not missing:
+            break
+    if missing:
+        raise UserError(
+            f"config.fusion.classes has {_name(missing)}, and no record of data.train is of that class; there: "
+            f"{_name(sorted(set(_list_labels(training, settings))))}; name these, or () for all of them"
+        )
+    if not any(label in settings.classes for label in _list_labels(validation, settings)):
+        raise UserError(
+            f"config.fusion.classes is {settings.classes}, and none of the {len(validation)} validation records is of "
+            f"such a class; there: {_name(sorted(set(_list_labels(validation, settings))))}; name another "
+            "data.validation or raise train.validation_examples"
+        )
+
+
+def _list_labels(source: Source, settings: FusionSettings) -> Iterator[str]:
+    # What cannot be used the pipeline raises or replaces, as `data.on_bad` says.
+    return (label for _, label in list_all_items(source, settings, on_bad="replace"))
+
+
+def _name(labels: Iterable[str]) -> str:
+    names = [repr(label) for label in labels]
+    return ", ".join(names[:20]) + (" …" if len(names) > 20 else "") if names else "none"
