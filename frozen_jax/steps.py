@@ -185,7 +185,8 @@ def class_loss(
     assert batch.labels is not None
     labels = jnp.asarray(batch.labels)
     weights = jnp.max(jnp.asarray(batch.loss_mask), axis=1) * (labels >= 0)
-    _, logits = model.fuse(params, batch.images, batch.tokens, rng=rng)
+    lm_rng = rng if options.lm_dropout else None
+    _, logits = model.fuse(params, batch.images, batch.tokens, rng=rng, lm_rng=lm_rng)
     targets = jax.nn.one_hot(labels, logits.shape[1])  # zeros for none
     losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, options.label_smoothing))
     correct = (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
@@ -213,7 +214,7 @@ def picture_loss(
     """
     pictures = scale_pixels(jnp.asarray(batch.images)[:, 0])
     rows = pictures.shape[0]
-    condition = model.condition(params, batch.tokens)
+    condition = model.condition(params, batch.tokens, rng=rng if options.lm_dropout else None)
     noise_rng, time_rng, drop_rng = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
     weights = jnp.max(jnp.asarray(batch.loss_mask), axis=1)
     if rng is None:  # filling takes none: the first rows' times alone would be those of almost pure noise

@@ -143,6 +143,18 @@ def test_loss_by_hand():
     assert float(none.words) == float(filling.words) == 2
 
 
+def test_the_text_sides_dropout_acts_where_it_trains():
+    model, params, _ = make_towers("text", "bert")
+
+    @functools.partial(jax.jit, static_argnames="lm_dropout", compiler_options=FAST_COMPILE)
+    def measure(rng, *, lm_dropout):
+        return class_loss(params, model, BATCH, rng=rng, options=LossOptions(lm_dropout=lm_dropout)).loss_sum
+
+    one, other = jax.random.key(1), jax.random.key(2)
+    assert measure(one, lm_dropout=False) == measure(other, lm_dropout=False)
+    assert measure(one, lm_dropout=True) != measure(other, lm_dropout=True)
+
+
 def test_items_of_records():
     asked = Question("what color?", ("red", "blue", "blue"))
     record = Record("0", None, ("a dot", "a spot"), (asked, Question("hidden?", ())), ("toys", "round"))

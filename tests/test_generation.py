@@ -179,6 +179,14 @@ def test_the_condition_is_the_text_and_nothing_else(read):
     np.testing.assert_allclose(other[1:], found[1:], atol=1e-6)
 
 
+def test_the_language_models_dropout_acts_where_it_trains(model):
+    plain, dropped = (
+        measure(model.params, model.network, make_batch(), rng=jax.random.key(1), options=LossOptions(lm_dropout=acts))
+        for acts in (False, True)
+    )
+    assert plain.loss_sum != dropped.loss_sum
+
+
 def test_dropped_texts_are_told_nothing(model):
     """With nearly all texts dropped the gradient of the queries is nearly gone, that of `no_text` is not."""
 

@@ -179,13 +179,17 @@ class FrozenModel:
         tokens: Int[Array | np.ndarray, "B S"],
         *,
         rng: Key[Array, ""] | None = None,
+        lm_rng: Key[Array, ""] | None = None,
     ) -> tuple[Float32[Array, "B W"], Float32[Array, "B C"]]:
-        """Fuses pictures, or their features, with texts, and scores every class; with `rng` dropout is on."""
+        """Fuses pictures, or their features, with texts, and scores every class.
+
+        With `rng` dropout is on, but for the language model's own, which `lm_rng` turns on.
+        """
         assert self.fusion is not None
         flat = constrain(jnp.asarray(images)[:, 0], "pictures")
         seen = VisionOutput(flat, flat[:, None]) if self.vision is None else self.look(params, flat, rng=rng)
         present = input_mask(tokens)
-        states = self.run_lm(params, self.embed(params, tokens, None), present.astype(jnp.int32))
+        states = self.run_lm(params, self.embed(params, tokens, None), present.astype(jnp.int32), rng=lm_rng)
         keys = {} if rng is None else {"dropout": jax.random.fold_in(rng, 4)}
         made = self.fusion.apply(
             {"params": gather(params["fusion"])},
@@ -275,18 +279,21 @@ class FrozenModel:
         logits = cast(Array, self.lm.apply({"params": _gather_tables(params["lm"])}, hidden, method="logits"))
         return constrain(logits, "logits")
 
-    def condition(self, params: Params, tokens: Int[Array | np.ndarray, "B S"]) -> Float32[Array, "B Q E"]:
+    def condition(
+        self, params: Params, tokens: Int[Array | np.ndarray, "B S"], *, rng: Key[Array, ""] | None = None
+    ) -> Float32[Array, "B Q E"]:
         """Reads texts, with the generator's queries behind them, and returns what the pictures are to follow.
 
         Args:
             params: the whole tree.
             tokens: words, right-padded; no slots.
+            rng: turns the language model's own dropout on.
         """
         assert self.generator is not None
         words = self.embed(params, tokens, None)
         lengths = jnp.sum(input_mask(tokens), axis=1)
         embeddings, segments, places = append_queries(words, lengths, params["generator"]["queries"])
-        hidden = self.run_lm(params, embeddings, segments)
+        hidden = self.run_lm(params, embeddings, segments, rng=rng)
         at_queries = jnp.take_along_axis(hidden, places[:, :, None], axis=1).astype(jnp.float32)
         generator = {"params": gather(params["generator"])}
         return cast(Array, self.generator.apply(generator, at_queries, method="read"))
