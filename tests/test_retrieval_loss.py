@@ -10,6 +10,7 @@ from frozen_jax.build import build_towers
 from frozen_jax.config import OptimSettings, default_config, from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params
+from frozen_jax.models.retrieval import LARGEST_SCALE, RetrievalHead
 from frozen_jax.optim import make_optimiser
 from frozen_jax.state import TrainState, flatten, merge
 from frozen_jax.steps import LossOptions, loss_fn, make_train_step, retrieval_loss
@@ -91,6 +92,23 @@ def test_the_loss_by_hand(towers):
     # Beside the captions' loss, which it leaves as it is; micro-batches weigh by their words.
     assert alone.retrieval_sum == 0 and alone.loss_sum == beside.loss_sum
     np.testing.assert_allclose(beside.retrieval_sum, loss * beside.words, rtol=1e-5)
+
+
+def test_the_temperature_comes_back_from_its_cap():
+    """Above the cap the value stays at it, and only a gradient that lowers it passes; below, each does."""
+    head, row = RetrievalHead(4, token_width=4, embedding_rms=1.0), jnp.ones((1, 4))
+    params = head.init(jax.random.key(0), row, row)["params"]
+
+    def measure(log_scale, sign):
+        def loss(value):
+            return sign * head.apply({"params": {**params, "scale": value}}, method="scale")
+
+        return jax.value_and_grad(loss)(jnp.float32(log_scale))
+
+    np.testing.assert_allclose(measure(LARGEST_SCALE + 1, 1.0), (100, 100), rtol=1e-5)
+    np.testing.assert_allclose(measure(LARGEST_SCALE + 1, -1.0), (-100, 0), rtol=1e-5)
+    for sign in (1.0, -1.0):
+        np.testing.assert_allclose(measure(1.0, sign), (sign * np.e, sign * np.e), rtol=1e-5)
 
 
 def test_the_step_trains_the_head_and_leaves_the_language_model(towers, config):

@@ -63,7 +63,27 @@ class RetrievalHead(nn.Module):
 
     def scale(self) -> Float32[Array, ""]:
         """Returns the inverse temperature."""
-        return jnp.exp(jnp.minimum(self.log_scale, LARGEST_SCALE))
+        return jnp.exp(_cap(self.log_scale))
+
+
+@jax.custom_vjp
+def _cap(log_scale: Float32[Array, ""]) -> Float32[Array, ""]:
+    """Holds to at most `LARGEST_SCALE`; where the value is above, a gradient passes that lowers it.
+
+    The gradient of a minimum is 0 there, so that a temperature that a step brought above would stay for good.
+    """
+    return jnp.minimum(log_scale, LARGEST_SCALE)
+
+
+def _cap_forward(log_scale: Float32[Array, ""]) -> tuple[Array, Array]:
+    return _cap(log_scale), log_scale > LARGEST_SCALE
+
+
+def _cap_backward(is_above: Array, slope: Float32[Array, ""]) -> tuple[Array]:
+    return (jnp.where(is_above, jnp.maximum(slope, 0), slope),)  # descent lowers where the slope is positive
+
+
+_cap.defvjp(_cap_forward, _cap_backward)
 
 
 def _to_unit_length(x: Float32[Array, "B W"]) -> Float32[Array, "B W"]:
