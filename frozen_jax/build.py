@@ -199,9 +199,11 @@ def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
     lm = _load(config, corpus, dtype=np.dtype(np.float32) if lm_trains else compute)
     if lm.tokenizer is None:
         raise UserError(f"config.lm.path={config.lm.path!r} has no tokenizer; put tokenizer.json beside the weights")
-    if config.fusion.kind and lm.tokenizer.eos_id is None:
+    # A fusion reads that token, and `[RET]` takes its place: without it, that of a text's last word.
+    needs_end = "fusion.kind" if config.fusion.kind else "retrieval.weight" if config.retrieval.weight else ""
+    if needs_end and lm.tokenizer.eos_id is None:
         raise UserError(
-            f"config.fusion.kind: the tokenizer of {config.lm.path!r} has no token that ends a text; add one"
+            f"config.{needs_end}: the tokenizer of {config.lm.path!r} has no token that ends a text; add one"
         )
     root = jax.random.key(config.seed)
     lm_rng, vision_rng = jax.random.split(root)

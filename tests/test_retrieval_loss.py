@@ -1,5 +1,8 @@
 """The contrastive loss by hand, and that it trains the head while the language model stays as it is."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,3 +155,17 @@ def test_what_does_not_fit_is_refused(config, section, name, value, message):
     given[section][name] = value
     with pytest.raises(UserError, match=message):
         from_config_dict(given)
+
+
+@pytest.mark.parametrize("section", ["retrieval", "fusion"])
+def test_a_tokenizer_needs_the_token_that_ends_a_text(config, tiny_lm, tmp_path, section):
+    """Without one `[RET]` would stand for a caption's last word, which a query has."""
+    endless = shutil.copytree(tiny_lm, tmp_path / "lm", ignore=shutil.ignore_patterns("SHA256SUMS"))
+    stated = json.loads((endless / "tokenizer_config.json").read_text())
+    (endless / "tokenizer_config.json").write_text(json.dumps({**stated, "eos_token": None}))
+    given = config.copy_and_resolve_references()
+    given.lm.path = str(endless)
+    if section == "fusion":
+        given.retrieval.weight, given.fusion.kind, given.fusion.classes = 0.0, "concat", ("red", "blue")
+    with pytest.raises(UserError, match=rf"config\.{section}\..* has no token that ends a text"):
+        build_towers(from_config_dict(given))
