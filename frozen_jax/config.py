@@ -328,6 +328,7 @@ def _check(config: Config) -> None:
         require,
         sees=bool(config.vision.name),
         pairs_per_row=config.pairs_per_row,
+        micro_batch_rows=config.micro_batch_rows,
         asks=config.data.question_fraction > 0,
     )
     require(

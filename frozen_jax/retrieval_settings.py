@@ -29,6 +29,7 @@ def check_retrieval(
     *,
     sees: bool,
     pairs_per_row: int,
+    micro_batch_rows: int,
     asks: bool,
 ) -> None:
     """Checks the section; `require(holds, name, value, rule)` raises the UserError.
@@ -38,6 +39,7 @@ def check_retrieval(
         require: of `config._check`.
         sees: the run has an encoder.
         pairs_per_row: `Config.pairs_per_row`.
+        micro_batch_rows: `Config.micro_batch_rows`.
         asks: some rows of the run hold questions.
     """
     require(settings.weight >= 0, "retrieval.weight", settings.weight, "it must not be negative")
@@ -49,3 +51,6 @@ def check_retrieval(
     require(sees or not settings.weight, "retrieval.weight", settings.weight, rule)
     rule = "a row's text is compared with one picture; set data.pack=1 and data.pair_probability=0, or 0"
     require(pairs_per_row == 1 or not settings.weight, "retrieval.weight", settings.weight, rule)
+    rule = "a text is compared with the pictures of its micro-batch, which has but its own; raise train.batch_size or "
+    rule += "lower optim.accumulate, so that there are two or more, or set 0"
+    require(micro_batch_rows > 1 or not settings.weight, "retrieval.weight", settings.weight, rule)

@@ -144,6 +144,8 @@ def test_the_step_trains_the_head_and_leaves_the_language_model(towers, config):
         ("retrieval", "turns", -1, "must not be negative"),
         ("retrieval", "turns", 2, "no row asks"),
         ("data", "pair_probability", 0.5, "one picture"),
+        ("train", "batch_size", 1, "has but its own"),
+        ("optim", "accumulate", 128, "has but its own"),
         ("data", "caption_prompt", " a", r"data\.caption_prompt is ' a'; retrieval\.weight .* data\.caption_format"),
         ("vision", "name", "", "no pictures to find"),
     ],
