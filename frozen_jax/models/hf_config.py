@@ -115,9 +115,9 @@ class FieldReader:
             raise self.refuse(name, value, f"it must be a whole number of at least {minimum}")
         return value
 
-    def optional_integer(self, name: str, *, minimum: int = 1) -> int | None:
-        """Returns a whole number ≥ `minimum`, or None where the field is missing or null."""
-        return None if self._take(name, None) is None else self.integer(name, default=None, minimum=minimum)
+    def optional_integer(self, name: str, *, default: int | None = None, minimum: int = 1) -> int | None:
+        """Returns a whole number ≥ `minimum`, the default where the field is missing, or None where it is null."""
+        return None if self._take(name, default) is None else self.integer(name, default=default, minimum=minimum)
 
     def number(self, name: str, *, default: float, minimum: float = 0.0) -> float:
         """Returns a number ≥ `minimum` as float.

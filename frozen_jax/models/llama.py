@@ -41,6 +41,7 @@ class _Family:
     theta: float
     positions: int
     kv_heads: int | None
+    window: int | None
     bos: int | None
     eos: int | None
     pad: int | None
@@ -55,6 +56,7 @@ _FAMILIES: Mapping[str, _Family] = {
         theta=1e4,
         positions=2048,
         kv_heads=None,
+        window=None,
         bos=1,
         eos=2,
         pad=None,
@@ -67,6 +69,7 @@ _FAMILIES: Mapping[str, _Family] = {
         theta=1e4,
         positions=131072,
         kv_heads=8,
+        window=4096,
         bos=1,
         eos=2,
         pad=None,
@@ -79,6 +82,7 @@ _FAMILIES: Mapping[str, _Family] = {
         theta=1e4,
         positions=32768,
         kv_heads=32,
+        window=None,
         bos=None,
         eos=None,
         pad=None,
@@ -91,6 +95,7 @@ _FAMILIES: Mapping[str, _Family] = {
         theta=2e6,
         positions=32768,
         kv_heads=4,
+        window=None,
         bos=128000,
         eos=128001,
         pad=128004,
@@ -202,7 +207,8 @@ class LlamaConfig:
             family=fields.family,
             vocab_size=fields.integer("vocab_size", default=None),
             context=context,
-            window=(fields.optional_integer("sliding_window") or 0) if fields.family == "mistral" else 0,
+            # A null says that there is no window; a file without the field leaves the family's.
+            window=(fields.optional_integer("sliding_window", default=family.window) or 0) if family.window else 0,
             width=width,
             layers=layers,
             heads=heads,
@@ -254,7 +260,7 @@ class LlamaConfig:
             content["attention_bias"] = self.qkv_bias
         if family.mlp_bias is not None:
             content["mlp_bias"] = self.mlp_bias
-        if self.family == "mistral":
+        if family.window is not None:
             content["sliding_window"] = self.window or None
         if self.rope_layers:
             content["no_rope_layers"] = [int(rotated) for rotated in self.rope_layers]

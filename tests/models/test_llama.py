@@ -12,6 +12,7 @@ from frozen_jax.models.llama import LlamaConfig
 from frozen_jax.models.rope import Rope, rope_angles, rotate
 from tests.models.lm_cases import CASES, LLAMA, check_cache_and_padding, check_logits_and_gradient, pair
 
+SIZES = {name: value for name, value in LLAMA.items() if name != "model_type"}
 VARIANTS = [case for case in CASES if not case.startswith(("gpt2", "opt"))]
 
 
@@ -88,6 +89,12 @@ def test_mistral_is_limited_to_its_window() -> None:
     """Within the window a sliding window hides nothing; beyond it this model would be another one."""
     assert pair("mistral").config.max_positions == 40
     assert LlamaConfig.from_hf({**CASES["mistral"], "sliding_window": None}).max_positions == 48
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "smollm3"])
+def test_a_window_left_out_is_that_of_transformers(model_type: str) -> None:
+    assumed = transformers.AutoConfig.for_model(model_type, **SIZES).sliding_window
+    assert LlamaConfig.from_hf({**SIZES, "model_type": model_type}).window == (assumed or 0)
 
 
 def test_older_spelling_of_rope_is_the_same() -> None:
