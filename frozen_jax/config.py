@@ -22,7 +22,7 @@ from frozen_jax.adaptation_settings import AdaptationSettings, check_adaptation
 from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.data_settings import DataSettings, check_data
 from frozen_jax.errors import UserError
-from frozen_jax.evaluate_settings import EvaluateSettings, check_evaluate
+from frozen_jax.evaluate_settings import BLIND_TASKS, EvaluateSettings, check_evaluate
 from frozen_jax.fault_settings import FaultSettings, check_faults
 from frozen_jax.fusion_settings import FusionSettings, check_fusion
 from frozen_jax.generator_settings import GeneratorSettings, check_generator
@@ -395,7 +395,11 @@ def _check(config: Config) -> None:
         for option in ("freeze", "path", "feature_cache"):
             given = getattr(config.vision, option)
             require(not given, f"vision.{option}", given, "there is no encoder that it is about; set vision.name")
-        require(not config.blind, "blind", True, "text-only training has no images to blacken; name a vision encoder")
+        rule = "text-only training has no images to blacken; name a vision encoder"
+        require(not config.blind, "blind", True, rule)
+        require(not config.evaluate.blind_control, "evaluate.blind_control", True, rule)
+        rule = "it shows pictures, and without vision.name there is text alone; name an encoder, or set it to none"
+        require(task in BLIND_TASKS, "evaluate.task", task, rule)
     if config.fusion.kind:
         rule = f"fusion.kind={config.fusion.kind!r} names one class for a picture and a text"
         unused = {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from frozen_jax.config import Config
-from frozen_jax.errors import UserError
 from frozen_jax.meter import MeteredModel
 from frozen_jax.report import Report
 from frozen_jax.tasks import caption, classify, easy_vqa, fewshot, fusion, generate, retrieval, tag, vqa
@@ -31,23 +30,16 @@ TASKS: Mapping[str, Task] = {
     "vqa": vqa.evaluate,
 }
 
-BLIND_TASKS = ("fewshot_text", "generate", "scene_text")
-"""Tasks that show the model no pictures: those of the text stage, and of generators."""
-
 
 def evaluate(config: Config, models: Models, report: Report, directory: Path) -> None:
     """Runs the config's task and adds its figures to the report.
 
     Raises:
-        UserError: the task needs pictures and the model was trained on text alone; or as the task.
+        UserError: as the task.
     """
     name = config.evaluate.task
     if name == "none":
         return
-    if models.seeing.network.vision is None and name not in BLIND_TASKS:
-        raise UserError(
-            f"evaluate.task={name!r} shows pictures, and this model was trained on text alone; set it to none"
-        )
     seeing = MeteredModel.wrap(models.seeing)
     measured = TASKS[name](config, models._replace(seeing=seeing), directory)
     for section, figures in measured.figures.items():

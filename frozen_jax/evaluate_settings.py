@@ -28,6 +28,9 @@ TaskName = Literal[
     "tag",
 ]
 
+BLIND_TASKS = ("none", "fewshot_text", "generate", "scene_text")
+"""Tasks that show the model no pictures: none, those of the text stage, and of generators."""
+
 
 @dataclass(frozen=True)
 class CaptionSettings:

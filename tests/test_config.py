@@ -116,10 +116,20 @@ def test_an_integer_serves_as_a_float(config):
     assert from_config_dict({**config.to_dict(), "optim": {"clip_norm": 2}}).optim.clip_norm == 2.0
 
 
-def test_blind_needs_an_encoder(config):
+@pytest.mark.parametrize(
+    ("section", "name", "value", "message"),
+    [
+        (None, "blind", True, r"config\.blind is True; .*no images to blacken"),
+        ("evaluate", "blind_control", True, r"evaluate\.blind_control is True; .*no images to blacken"),
+        ("evaluate", "task", "caption", r"evaluate\.task is 'caption'; it shows pictures, .*text alone; name an enc"),
+    ],
+)
+def test_what_shows_pictures_needs_an_encoder(config, section, name, value, message):
     given = config.to_dict()
-    given["vision"]["name"], given["lm"]["mode"], given["blind"] = "", "finetuned", True
-    with pytest.raises(UserError, match="no images to blacken"):
+    given["vision"]["name"], given["lm"]["mode"] = "", "finetuned"
+    assert from_config_dict({**given, "evaluate": {"task": "scene_text"}}).evaluate.task == "scene_text"
+    (given[section] if section else given)[name] = value
+    with pytest.raises(UserError, match=message):
         from_config_dict(given)
 
 

@@ -14,16 +14,13 @@ from frozen_jax.data.records import Question, Record
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate import TASKS
-from frozen_jax.evaluate import evaluate as evaluate_task
-from frozen_jax.evaluate_settings import EvaluateSettings, TaskName
+from frozen_jax.evaluate_settings import TaskName
 from frozen_jax.prompt import Image
-from frozen_jax.report import Report
 from frozen_jax.restore import load
 from frozen_jax.run import run
 from frozen_jax.tasks.controls import Models
 from frozen_jax.tasks.retrieval import tell_dialogues
 from frozen_jax.tools import controls, make_episodes
-from tests.tasks.seers import Seer
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +217,6 @@ def test_eight_devices_answer_as_one_does(trained):
     options = {"max_new_tokens": 3, "stop": ("[eos]", "\n")}
     assert seeing == model.generate([[picture] for picture in pictures], **options)
     assert len(shuffled) == 12 and set(shuffled) == set(seeing)
-
-
-def test_a_model_of_text_alone_is_shown_nothing(tmp_path):
-    seer = Seer()
-    seer.network.vision = None
-    config = Config(evaluate=EvaluateSettings(task="caption"))
-    with pytest.raises(UserError, match=r"evaluate\.task='caption' shows pictures"):
-        evaluate_task(config, Models(seer), Report.__new__(Report), tmp_path)
 
 
 @pytest.mark.parametrize(
