@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.common import change, run_once
-from frozen_jax.build import END_OF_TEXT
 from frozen_jax.config import Config
 from frozen_jax.config_file import read_config
 from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
 from frozen_jax.data.sources import open_source
+from frozen_jax.restore import END_OF_TEXT
 from frozen_jax.startup import keep_freed_memory
 from frozen_jax.tasks.episodes import write_episodes
 from frozen_jax.telemetry import format_table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +28,9 @@ from frozen_jax.optim import list_label_rules
 from frozen_jax.pretrained_vision import load_vision
 from frozen_jax.quantise import quantise_lm
 from frozen_jax.state import LabelRules, Params, match_rules, split
-from frozen_jax.tokenizer import Tokenizer, train_bpe
+from frozen_jax.tokenizer import Tokenizer
 
 PACKAGE = Path(__file__).parent
-
-END_OF_TEXT = "<|endoftext|>"
-"""The one special token of a tokenizer trained here: begins and ends texts, as in GPT-2."""
 
 
 class Towers(NamedTuple):
@@ -182,21 +178,21 @@ def resolve_path(path: str) -> str:
     return str(directory)
 
 
-def build_towers(config: Config, *, corpus: Iterable[str] = ()) -> Towers:
+def build_towers(config: Config, *, tokenizer: Tokenizer | None = None) -> Towers:
     """Loads, draws and splits all parameters.
 
     The frozen language model keeps its compute dtype; what trains is float32.
 
     Args:
         config: the run.
-        corpus: texts that a tokenizer is trained on; read only where `config.lm.path` is "".
+        tokenizer: from `restore.open_tokenizer`, for a language model that brings none: where `config.lm.path` is "".
 
     Raises:
         UserError: the language model cannot be loaded, or an option does not fit.
     """
     compute = choose_dtype(config.lm.dtype)
     lm_trains = config.lm.mode != "frozen"
-    lm = _load(config, corpus, dtype=np.dtype(np.float32) if lm_trains else compute)
+    lm = _load(config, tokenizer, dtype=np.dtype(np.float32) if lm_trains else compute)
     if lm.tokenizer is None:
         raise UserError(f"config.lm.path={config.lm.path!r} has no tokenizer; put tokenizer.json beside the weights")
     # A fusion reads that token, and `[RET]` takes its place: without it, that of a text's last word.
@@ -238,10 +234,9 @@ def _keep_on_host(params: Params) -> Params:
     return params
 
 
-def _load(config: Config, corpus: Iterable[str], *, dtype: np.dtype) -> LanguageModel:
+def _load(config: Config, tokenizer: Tokenizer | None, *, dtype: np.dtype) -> LanguageModel:
     if config.lm.path:
         place = quantise_lm if config.lm.weights == "int8" else _keep_on_host
         return load_lm(resolve_path(config.lm.path), dtype=dtype, place=place)
     lm_config = lm_config_from_hf(config.lm.architecture)
-    tokenizer = train_bpe(corpus, vocab_size=lm_config.vocab_size, special_tokens=[END_OF_TEXT])
     return LanguageModel(lm_config, {}, tokenizer, build_lm(lm_config))

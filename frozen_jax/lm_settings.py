@@ -15,7 +15,8 @@ class LMSettings:
 
     Attributes:
         path: a Hugging Face directory, a `.gguf` file, a hub id or `package:NAME`, a model that ships with this
-            package; "" builds `architecture` from scratch and trains a tokenizer on the training texts.
+            package; "" builds `architecture` from scratch and trains a tokenizer on the training texts, which is kept
+            in the workdir (`tokenizer.json`).
         mode: the paper's controls. `frozen`: pre-trained, never changes. `finetuned`: pre-trained and trained along.
             `scratch`: same architecture, random weights, trained along.
         weights: `int8` stores the frozen kernels in half the memory of bfloat16, with one scale per output.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from frozen_jax.api import Model
@@ -16,11 +16,17 @@ from frozen_jax.data.sources import open_splits
 from frozen_jax.errors import UserError
 from frozen_jax.export.layout import is_export
 from frozen_jax.export.read import load_export
+from frozen_jax.models.lm import lm_config_from_hf
+from frozen_jax.processes import is_first, wait_for_all
 from frozen_jax.released import find_model, is_release, locate_frozen, read_release, read_trained
 from frozen_jax.sharding import Placement, make_mesh
 from frozen_jax.state import Params
+from frozen_jax.tokenizer import SAVED_FILES, Tokenizer, train_bpe
 from frozen_jax.train import init_state, place_here, place_towers, restore_best
-from frozen_jax.workdir import CONFIG, digest_config, read_json
+from frozen_jax.workdir import CONFIG, digest_config, read_json, write_text_atomic
+
+END_OF_TEXT = "<|endoftext|>"
+"""The one special token of a tokenizer trained here: begins and ends texts, as in GPT-2."""
 
 TOKENIZER_RECORDS = 5_000
 """Training records whose texts a tokenizer made from scratch sees."""
@@ -73,11 +79,7 @@ def restore_run(config: Config, directory: Path) -> tuple[Towers, Placement, Par
     Raises:
         UserError: as `load`.
     """
-    corpus: Iterable[str] = ()
-    if not config.lm.path:
-        training, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
-        corpus = list_texts(training, config)
-    towers = build_towers(config, corpus=corpus)
+    towers = build_towers(config, tokenizer=open_tokenizer(config, directory))
     placement = place_towers(config, towers, make_mesh(MeshSettings(data=1), batch_size=1))
     with contextlib.closing(open_checkpoints(config, towers, directory)) as checkpoints:
         return towers, placement, restore_best(checkpoints, init_state(config, towers, placement)).trainable
@@ -142,7 +144,41 @@ def _name_lm(config: Config) -> str:
     return f"{config.lm.path or 'drawn at random'} in {loaded}{stored}"
 
 
-def list_texts(source: Source, config: Config) -> Iterator[str]:
+def keep_tokenizer(config: Config, directory: Path, source: Source) -> None:
+    """Makes the tokenizer of a language model from scratch, and writes it into the workdir of a run that now begins.
+
+    The weights know the ids of this one alone, and the captions may be others by the time they are asked.
+
+    Args:
+        config: the run.
+        directory: its workdir; with checkpoints in it the run has begun, and nothing is written.
+        source: training records.
+    """
+    if not config.lm.path and is_first() and not any(directory.glob("checkpoints/*")):
+        for name, text in _train_tokenizer(config, source).to_files().items():
+            write_text_atomic(directory / name, text)
+    wait_for_all("tokenizer")
+
+
+def open_tokenizer(config: Config, directory: Path) -> Tokenizer | None:
+    """Returns the tokenizer in the workdir of a run from scratch; None where the language model brings its own.
+
+    For a run from before it was kept, it is made again of what the training records are now.
+    """
+    if config.lm.path:
+        return None
+    if all((directory / name).is_file() for name in SAVED_FILES):
+        return Tokenizer.from_directory(directory)
+    source, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
+    return _train_tokenizer(config, source)
+
+
+def _train_tokenizer(config: Config, source: Source) -> Tokenizer:
+    size = lm_config_from_hf(config.lm.architecture).vocab_size
+    return train_bpe(_list_texts(source, config), vocab_size=size, special_tokens=[END_OF_TEXT])
+
+
+def _list_texts(source: Source, config: Config) -> Iterator[str]:
     """Yields all texts of the first records, worded as in training: what a tokenizer from scratch is trained on."""
     data = config.data
     for index in range(min(len(source), TOKENIZER_RECORDS)):

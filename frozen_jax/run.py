@@ -38,7 +38,7 @@ from frozen_jax.language_model import fingerprint_params
 from frozen_jax.preemption import StopRequest
 from frozen_jax.processes import fetch_whole, is_first, wait_for_all
 from frozen_jax.report import Report, describe_training
-from frozen_jax.restore import list_texts, make_model, open_checkpoints
+from frozen_jax.restore import keep_tokenizer, make_model, open_checkpoints, open_tokenizer
 from frozen_jax.sharding import make_mesh, share_of_rows
 from frozen_jax.state import Params, merge
 from frozen_jax.tasks.controls import Models
@@ -109,9 +109,11 @@ def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fit
         Stopped: as `train`.
     """
     training_source, validation_source = open_splits(config.data, validation_examples=config.train.validation_examples)
-    if mode == "train" and config.fusion.kind:
-        check_classes(training_source, validation_source, config.fusion)
-    whole = build_towers(config, corpus=list_texts(training_source, config))
+    if mode == "train":
+        if config.fusion.kind:
+            check_classes(training_source, validation_source, config.fusion)
+        keep_tokenizer(config, directory, training_source)
+    whole = build_towers(config, tokenizer=open_tokenizer(config, directory))
     towers = drop_encoder(whole) if config.vision.feature_cache else whole
     before = _hash_lm(towers.trainable, towers.frozen)
     mesh = make_mesh(config.mesh, batch_size=config.micro_batch_rows)

@@ -23,7 +23,7 @@ CONVENTIONAL_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mas
 
 
 SAVED_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""What `Tokenizer.save` writes."""
+"""What a saved tokenizer consists of: its tables, and which of its tokens begin and end a text."""
 
 
 class Tokenizer:
@@ -123,15 +123,20 @@ class Tokenizer:
         """Each id's own text; special tokens and incomplete characters have none."""
         return [self.decode([number]).replace("\ufffd", "") for number in range(self.vocab_size)]
 
-    def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, which this class and transformers read back."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+    def to_files(self) -> dict[str, str]:
+        """Returns the text of each of `SAVED_FILES`, which this class and transformers read back."""
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         for name, value in (("bos_token", self.bos_id), ("eos_token", self.eos_id)):
             config[name] = None if value is None else self._backend.id_to_token(value)
-        self._backend.save(str(directory / "tokenizer.json"))
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        texts = self._backend.to_str(pretty=True), json.dumps(config, indent=2) + "\n"
+        return dict(zip(SAVED_FILES, texts, strict=True))
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `SAVED_FILES`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in self.to_files().items():
+            (directory / name).write_text(text, encoding="utf-8")
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, special_tokens: Sequence[str]) -> Tokenizer:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from frozen_jax.batch import validate
-from frozen_jax.config import from_config_dict
+from frozen_jax.config import default_config, from_config_dict
 from frozen_jax.data.augment import AugmentOptions
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
@@ -19,7 +19,9 @@ from frozen_jax.data.text import RowLayout
 from frozen_jax.data.wording import word_rows
 from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
+from frozen_jax.restore import load
 from frozen_jax.run import run
+from frozen_jax.tokenizer import SAVED_FILES
 from tests.data.test_tfrecord import example, write_tfrecord
 
 COLOURS = ("red", "green", "blue", "pink", "white", "gray", "teal", "navy")
@@ -212,3 +214,64 @@ def test_every_setting_of_the_data_reaches_the_pipeline(config, tmp_path, monkey
     }  # fmt: skip
     names = {entry.name for entry in dataclasses.fields(DataSettings)}
     assert names - read_elsewhere == {"on_bad", "pack", "buckets", "processes", "augment", "pair_probability"}
+
+
+def write_captions(path, *, count=12, ending=""):
+    """Writes lines whose pictures nothing opens: a model of text alone reads the captions."""
+    lines = [{"image": "none.png", "caption": f"a {COLOURS[number % 8]} picture{ending}"} for number in range(count)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.fixture
+def text_config(tmp_path):
+    """A language model from scratch, with a tokenizer made of the captions in `captions.jsonl`."""
+    write_captions(tmp_path / "captions.jsonl")
+    (tmp_path / "none.png").touch()
+    config = default_config()
+    config.lm.mode, config.mesh.data = "scratch", 1
+    config.lm.architecture = {
+        "model_type": "gpt2",
+        "vocab_size": 300,
+        "n_positions": 32,
+        "n_embd": 8,
+        "n_layer": 1,
+        "n_head": 1,
+    }
+    config.data.train = config.data.validation = f"jsonl:{tmp_path / 'captions.jsonl'}"
+    config.data.max_tokens = 24
+    config.train.steps, config.train.batch_size, config.train.evaluate_every = 2, 4, 1
+    return from_config_dict(config)
+
+
+def test_a_run_from_scratch_keeps_its_tokenizer(text_config, tmp_path):
+    """Captions that were mended since give other merges, and the weights are read through those of the training."""
+    captions, directory = tmp_path / "captions.jsonl", tmp_path / "w"
+    run(text_config, directory, mode="train")
+    ids = load(directory).tokenizer.encode("a red picture")
+    write_captions(captions, ending=" of zebras crossing")
+    for mode in ("train", "eval"):
+        assert run(text_config, directory, mode=mode)["train"]["steps"] == 2
+        assert load(directory).tokenizer.encode("a red picture") == ids
+    kept = {name: (directory / name).read_bytes() for name in SAVED_FILES}
+    captions.unlink()
+    tokenizer = load(directory).tokenizer
+    assert (tokenizer.encode("a red picture"), tokenizer.bos_id, tokenizer.eos_id) == (ids, 0, 0)
+    for name in kept:  # as in the workdir of a run from before it was kept
+        (directory / name).unlink()
+    write_captions(captions)
+    assert load(directory).tokenizer.to_files() == {name: text.decode() for name, text in kept.items()}
+
+
+def test_a_run_that_has_not_begun_makes_its_tokenizer_anew(text_config, tmp_path, monkeypatch):
+    captions, directory = tmp_path / "captions.jsonl", tmp_path / "w"
+
+    def fail(*_, **__):
+        raise UserError("the captions are the wrong ones")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="wrong ones"):
+        patch.setattr("frozen_jax.run.train", fail)
+        run(text_config, directory, mode="train")
+    before = (directory / "tokenizer.json").read_bytes()
+    write_captions(captions, ending=" of zebras crossing")
+    run(text_config, directory, mode="train")
+    assert (directory / "tokenizer.json").read_bytes() != before

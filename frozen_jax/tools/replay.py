@@ -20,7 +20,7 @@ from frozen_jax.build import build_towers
 from frozen_jax.data.order import Position
 from frozen_jax.data.sources import open_splits
 from frozen_jax.errors import UserError, exit_in_one_line
-from frozen_jax.restore import list_texts, open_checkpoints, read_run
+from frozen_jax.restore import open_checkpoints, open_tokenizer, read_run
 from frozen_jax.run import make_pipeline
 from frozen_jax.sharding import make_mesh, put_batch, put_params
 from frozen_jax.train import Progress, choose_loss_options, compile_train_step, init_state, place_towers
@@ -43,7 +43,7 @@ def replay(directory: Path, step: int) -> dict[str, Any]:
     if not 1 <= step <= config.train.steps:
         raise UserError(f"--step={step}: the run has steps 1 to {config.train.steps}; give one of them")
     source, _ = open_splits(config.data, validation_examples=config.train.validation_examples)
-    towers = build_towers(config, corpus=list_texts(source, config))
+    towers = build_towers(config, tokenizer=open_tokenizer(config, directory))
     mesh = make_mesh(config.mesh, batch_size=config.micro_batch_rows)
     placement = place_towers(config, towers, mesh)
     state, progress = init_state(config, towers, placement), Progress()
