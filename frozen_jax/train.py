@@ -63,6 +63,7 @@ class Progress(NamedTuple):
         loss_average, loss_limit: see `faults.Health`.
         finished: no step is left to do, because of the count or of early stopping.
         examples_per_s: of the newest start, compilation, evaluation and saving left out; 0 before it is known.
+        records: of the training source; 0 in a checkpoint from before they were counted.
     """
 
     step: int = 0
@@ -76,6 +77,7 @@ class Progress(NamedTuple):
     loss_limit: float = math.inf
     finished: bool = False
     examples_per_s: float = 0.0
+    records: int = 0
 
 
 class Pending(NamedTuple):
@@ -176,7 +178,7 @@ def train(
 
     Raises:
         UserError: a loss or gradient that is not finite (with step and sample ids), a batch that does not fit, a
-            checkpoint of another run, a full disk.
+            checkpoint of another run or of another number of training records, a full disk.
         Stopped: `stop` was asked; everything is saved.
     """
     options = choose_loss_options(config)
@@ -185,11 +187,11 @@ def train(
         towers.model, config.optim, towers.rules, options, config.train.steps, placement, skipping
     )
     frozen = put_params(towers.frozen, placement.frozen)
-    state, progress = init_state(config, towers, placement), Progress()
+    state, progress = init_state(config, towers, placement), Progress(records=len(training.source))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     newest = checkpoints.restore_newest(shapes, set_aside=True)
     if newest is not None:
-        state, progress = newest[0], Progress(**newest[1])
+        state, progress = newest[0], take_up(newest[1], records=len(training.source), directory=directory)
     run = _Run(
         config=config,
         model=towers.model,
@@ -215,10 +217,30 @@ def train(
                     f"step {fault.step} is faulty ({FAULTS} lists its samples) and there is no checkpoint to go back "
                     "to; lower checkpoint.every, or set faults.action=skip"
                 ) from None
-            state, progress = newest[0], Progress(**newest[1])
+            state, progress = newest[0], take_up(newest[1], records=len(training.source), directory=directory)
             if is_first():
                 print(f"step {fault.step} is faulty: back to step {progress.step}", file=sys.stderr, flush=True)
             progress = progress._replace(epoch=fault.position.epoch, used=fault.position.index, faults=fault.faults)
+
+
+def take_up(saved: dict[str, Any], *, records: int, directory: Path) -> Progress:
+    """Returns the progress that a checkpoint keeps, for a run to go on with it.
+
+    Args:
+        saved: the position that `Checkpoints.restore` returns.
+        records: that the training source has now.
+        directory: workdir, for the message.
+
+    Raises:
+        UserError: the source had another number of records, and steps are left.
+    """
+    progress = Progress(**saved)
+    if not progress.finished and progress.records not in (0, records):
+        raise UserError(
+            f"{directory}: data.train had {progress.records} records when this run was saved and has {records} now; "
+            "the order of the samples and what is held out depend on it; put the data back, or name a new --workdir"
+        )
+    return progress._replace(records=records)
 
 
 class _Run(NamedTuple):

@@ -22,6 +22,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.restore import load
 from frozen_jax.run import run
 from frozen_jax.tokenizer import SAVED_FILES
+from frozen_jax.train import Progress, take_up
 from tests.data.test_tfrecord import example, write_tfrecord
 
 COLOURS = ("red", "green", "blue", "pink", "white", "gray", "teal", "navy")
@@ -275,3 +276,28 @@ def test_a_run_that_has_not_begun_makes_its_tokenizer_anew(text_config, tmp_path
     write_captions(captions, ending=" of zebras crossing")
     run(text_config, directory, mode="train")
     assert (directory / "tokenizer.json").read_bytes() != before
+
+
+def test_a_run_goes_on_with_as_many_records_as_it_had(text_config, tmp_path, monkeypatch):
+    """With others there is another order, and another part held out: some would be seen twice, some never."""
+    captions, directory = tmp_path / "captions.jsonl", tmp_path / "w"
+
+    def die_at_2(health, step, *_, **__):
+        if step == 2:
+            raise KeyboardInterrupt
+        return health
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("frozen_jax.train.observe", die_at_2)
+        run(text_config, directory, mode="train")
+    write_captions(captions, count=17)
+    with pytest.raises(UserError, match=r"had 12 records when .* has 17 now; the order .* put the data back, or"):
+        run(text_config, directory, mode="train")
+    write_captions(captions)
+    assert run(text_config, directory, mode="train")["train"]["steps"] == 2
+    write_captions(captions, count=17)  # nothing is left that would depend on it
+    assert run(text_config, directory, mode="train")["train"]["steps"] == 2
+
+
+def test_a_checkpoint_without_the_number_of_records_takes_that_of_now(tmp_path):
+    assert take_up({"step": 3, "used": 2}, records=5, directory=tmp_path) == Progress(step=3, used=2, records=5)

@@ -23,7 +23,7 @@ from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.restore import open_checkpoints, open_tokenizer, read_run
 from frozen_jax.run import make_pipeline
 from frozen_jax.sharding import make_mesh, put_batch, put_params
-from frozen_jax.train import Progress, choose_loss_options, compile_train_step, init_state, place_towers
+from frozen_jax.train import Progress, choose_loss_options, compile_train_step, init_state, place_towers, take_up
 
 
 def replay(directory: Path, step: int) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def replay(directory: Path, step: int) -> dict[str, Any]:
         step, the checkpoint it went on from (0: none), sample_ids, and the metrics of the step.
 
     Raises:
-        UserError: no run there, no such step, or a checkpoint that is damaged or does not fit.
+        UserError: no run there, no such step, a checkpoint that is damaged or does not fit, or training data of another
+            length.
     """
     config = read_run(directory)
     if not 1 <= step <= config.train.steps:
@@ -51,7 +52,7 @@ def replay(directory: Path, step: int) -> dict[str, Any]:
         earlier = [saved for saved in checkpoints.steps() if saved < step]
         if earlier:
             state, saved = checkpoints.restore(earlier[-1], state)
-            progress = Progress(**saved)
+            progress = take_up(saved, records=len(source), directory=directory)
     skipping = config.faults.action == "skip"
     options = choose_loss_options(config)
     take = compile_train_step(
