@@ -37,7 +37,7 @@ class DataSettings:
             with captions alone.
         caption_format, question_format, answer_format: text of a row after the image slots; `{caption}`, `{question}`
             and `{answer}` are filled in. Caption and answer carry loss, the question does not.
-        bos: begin each row with the language model's beginning-of-sequence token.
+        bos: begin each row with the language model's beginning-of-sequence token, which it must have.
         augment: random changes of training pictures, all off by default, as in the paper.
     """
 

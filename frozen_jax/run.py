@@ -114,6 +114,11 @@ def fit(config: Config, directory: Path, *, mode: str, stop: StopRequest) -> Fit
             check_classes(training_source, validation_source, config.fusion)
         keep_tokenizer(config, directory, training_source)
     whole = build_towers(config, tokenizer=open_tokenizer(config, directory))
+    if mode == "train" and config.data.bos and whole.tokenizer.bos_id is None:
+        raise UserError(
+            f"config.data.bos is True, and the tokenizer of {config.lm.path!r} has no token that begins a text, so "
+            "that rows would begin without one; set it to False"
+        )
     towers = drop_encoder(whole) if config.vision.feature_cache else whole
     before = _hash_lm(towers.trainable, towers.frozen)
     mesh = make_mesh(config.mesh, batch_size=config.micro_batch_rows)

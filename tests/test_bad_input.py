@@ -1,6 +1,7 @@
 """What users get wrong: one clear line that names the value and the way out, exit status 1, nothing half-written."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -98,6 +99,14 @@ def test_a_tokenizer_of_another_model(lm_copy, tiny_config, tmp_path):
     train_bpe([f"word{n}" for n in range(500)], vocab_size=400, special_tokens=["<s>"]).save(lm_copy)
     message = refused(tiny_config, tmp_path / "w")
     assert "tokenizer" in message and "300" in message
+
+
+def test_a_tokenizer_without_a_token_that_begins_a_text(lm_copy, tiny_config, tmp_path):
+    stated = json.loads((lm_copy / "tokenizer_config.json").read_text()) | {"bos_token": None}
+    (lm_copy / "tokenizer_config.json").write_text(json.dumps(stated))
+    tiny_config.data.bos = True
+    message = refused(tiny_config, tmp_path / "w")
+    assert "config.data.bos is True" in message and str(lm_copy) in message and "set it to False" in message
 
 
 def test_no_such_language_model(tiny_config, tmp_path):
