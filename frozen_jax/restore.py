@@ -11,8 +11,8 @@ from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers, choose_dtype
 from frozen_jax.checkpoint import Checkpoints
 from frozen_jax.config import Config, MeshSettings, from_config_dict, identify
-from frozen_jax.data.records import Source
-from frozen_jax.data.sources import open_splits
+from frozen_jax.data.records import Source, usable_records
+from frozen_jax.data.sources import choose_first, open_splits
 from frozen_jax.errors import UserError
 from frozen_jax.export.layout import is_export
 from frozen_jax.export.read import load_export
@@ -181,8 +181,8 @@ def _train_tokenizer(config: Config, source: Source) -> Tokenizer:
 def _list_texts(source: Source, config: Config) -> Iterator[str]:
     """Yields all texts of the first records, worded as in training: what a tokenizer from scratch is trained on."""
     data = config.data
-    for index in range(min(len(source), TOKENIZER_RECORDS)):
-        record = source.record(index)
+    first = choose_first(source, TOKENIZER_RECORDS).tolist()
+    for record in usable_records(source, first, on_bad=data.on_bad):
         if record.turns:
             yield "".join(given + predicted for given, predicted in record.turns)
         for caption in record.captions:

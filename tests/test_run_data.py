@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from frozen_jax import restore
 from frozen_jax.batch import validate
 from frozen_jax.config import default_config, from_config_dict
 from frozen_jax.data.augment import AugmentOptions
@@ -21,7 +22,7 @@ from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.restore import load
 from frozen_jax.run import run
-from frozen_jax.tokenizer import SAVED_FILES
+from frozen_jax.tokenizer import SAVED_FILES, train_bpe
 from frozen_jax.train import Progress, take_up
 from tests.data.test_tfrecord import example, write_tfrecord
 
@@ -261,6 +262,21 @@ def test_a_run_from_scratch_keeps_its_tokenizer(text_config, tmp_path):
         (directory / name).unlink()
     write_captions(captions)
     assert load(directory).tokenizer.to_files() == {name: text.decode() for name, text in kept.items()}
+
+
+def test_a_tokenizer_from_scratch_reads_what_can_be_used_of_all_parts(text_config, tmp_path, monkeypatch):
+    seen = []
+
+    def record(texts, **given):
+        seen.extend(texts)
+        return train_bpe(seen, **given)
+
+    monkeypatch.setattr(restore, "train_bpe", record)
+    monkeypatch.setattr(restore, "TOKENIZER_RECORDS", 4)
+    (tmp_path / "other.jsonl").write_text('{"image": "none.png", "caption": "another"}\n{\n')
+    train = f"0.5 * {text_config.data.train} + 0.5 * jsonl:{tmp_path / 'other.jsonl'}"
+    restore.open_tokenizer(with_data(text_config, train=train, on_bad="replace"), tmp_path / "w")
+    assert seen == ["a red picture", "a green picture", "another"]
 
 
 def test_a_run_that_has_not_begun_makes_its_tokenizer_anew(text_config, tmp_path, monkeypatch):
