@@ -22,11 +22,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from frozen_jax.adaptation_settings import AdaptationSettings
 from frozen_jax.errors import UserError
 from frozen_jax.lora import FACTORS, draw_lora, merge_lora
+from frozen_jax.quantise import dequantise_lm
 from frozen_jax.state import Params, flatten, unflatten
 
 ADAPTERS = r"blocks/(out|down)/adapter_(down|up)"
@@ -77,11 +79,9 @@ def split_added(params: Params) -> tuple[Params, Params]:
     return unflatten({path: leaf for path, leaf in flat.items() if path not in added}), unflatten(added)
 
 
-def merge_added(params: Params) -> Params:
-    """Returns a language model's parameters as any program reads them: low-rank factors are multiplied out.
-
-    Args:
-        params: on the host, with kernels of float numbers (`quantise.dequantise_lm`).
+def widen_lm(params: Params) -> Params:
+    """Returns a language model's parameters as any program reads them: float32, on the host, with int8 kernels and
+    low-rank factors multiplied out.
 
     Raises:
         UserError: it has adapters or a learned prompt, for which its layers have no place.
@@ -91,7 +91,9 @@ def merge_added(params: Params) -> Params:
             "this run has config.adaptation: adapters and learned prompts have no place among a published language "
             "model's weights; adapt by lm.lora_rank, which is multiplied out, to export"
         )
-    return merge_lora(params)
+    merged = merge_lora(dequantise_lm(jax.device_get(params)))
+    wide: Params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), merged)
+    return wide
 
 
 def count_prompt(params: Params) -> int:

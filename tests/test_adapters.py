@@ -9,7 +9,7 @@ import pytest
 
 from frozen_jax.abstract import abstract_run
 from frozen_jax.adaptation_settings import AdaptationSettings, describe_added
-from frozen_jax.adapters import adapt_lm, count_prompt, merge_added, split_added
+from frozen_jax.adapters import adapt_lm, count_prompt, split_added, widen_lm
 from frozen_jax.batch import PAD, PROMPT, SLOT, Batch, open_row, validate
 from frozen_jax.build import build_towers
 from frozen_jax.config import from_config_dict, identify
@@ -118,7 +118,7 @@ def test_what_is_added_trains_the_language_model_beside_it_does_not_and_answers_
     own, added = split_added(params["lm"])
     assert fingerprint_params(own) == before and set(added) == {"blocks", "prompt"} and count_prompt(params) == 2
     with pytest.raises(UserError, match=r"this run has config\.adaptation"):
-        merge_added(params["lm"])
+        widen_lm(params["lm"])
 
     model = make_model(config, towers, params)
     asked = [(Image(0), " red"), (Image(1), " red")]

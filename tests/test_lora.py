@@ -13,12 +13,17 @@ from frozen_jax.build import build_towers
 from frozen_jax.config import from_config_dict
 from frozen_jax.errors import UserError
 from frozen_jax.flops import count_train_step
+from frozen_jax.language_model import load_lm
 from frozen_jax.lora import draw_lora, merge_lora
 from frozen_jax.optim import make_optimiser
 from frozen_jax.quantise import dequantise_lm, quantise_lm
+from frozen_jax.restore import make_model
 from frozen_jax.sharding import make_mesh
 from frozen_jax.state import TRAINABLE, TrainState, flatten, map_with_path, merge
 from frozen_jax.steps import LossOptions, make_train_step
+from frozen_jax.tasks import easy_vqa, fewshot
+from frozen_jax.tasks.controls import Models
+from frozen_jax.tasks.samples import Measured
 from tests.models.lm_cases import FAST_COMPILE, forward, left_padded, look_up, pair
 from tests.test_steps import make_batch
 
@@ -27,11 +32,14 @@ RANK = 2
 
 def draw_both(params):
     """Factors that change something: both are random, as after training."""
+    return move_factors(draw_lora(jax.random.key(0), params, rank=RANK))
+
+
+def move_factors(params):
     rng = np.random.default_rng(0)
-    adapted = draw_lora(jax.random.key(0), params, rank=RANK)
     return map_with_path(
         lambda path, leaf: rng.normal(0, 0.05, leaf.shape).astype(np.float32) if path.endswith("lora_up") else leaf,
-        adapted,
+        params,
     )
 
 
@@ -114,6 +122,39 @@ def test_an_adapted_run_is_described_and_costs_no_gradient_of_a_kernel(tiny_conf
         costs.append(count_train_step(described.model, described.state.trainable, described.frozen, described.batch).lm)
     frozen, lora, full = (cost.flops for cost in costs)
     assert frozen < lora < full
+
+
+def multiply_out(params):
+    """A language model in float32 with its factors multiplied out, written once more."""
+    wide = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(dequantise_lm(params)).items()}
+    merged = {path: leaf for path, leaf in wide.items() if "/lora_" not in path}
+    for path in merged:
+        place = path.removesuffix("kernel")
+        if f"{place}lora_up" in wide:
+            factors = zip(wide[f"{place}lora_down"], wide[f"{place}lora_up"], strict=True)
+            merged[path] = merged[path] + np.stack([np.tensordot(down, up, 1) for down, up in factors])
+    return merged
+
+
+@pytest.mark.parametrize("weights", ["int8"])
+@pytest.mark.parametrize("evaluate", [easy_vqa.evaluate_scene_text, fewshot.evaluate_text])
+def test_a_text_stage_saves_its_language_model_as_any_program_reads_it(
+    tiny_config, tmp_path, monkeypatch, weights, evaluate
+):
+    """In float32, whatever it was stored and computed in."""
+    tiny_config.vision.name, tiny_config.vision.options = "", {}
+    tiny_config.lm.update({"lora_rank": RANK, "weights": weights, "dtype": "bfloat16"})
+    config = from_config_dict(tiny_config)
+    towers = build_towers(config)
+    params = jax.device_get(move_factors(merge(towers.trainable, towers.frozen)))
+    monkeypatch.setattr(easy_vqa, "QuestionSet", lambda config: None)
+    monkeypatch.setattr(easy_vqa, "score_text_oracle", lambda model, tests: {"accuracy": 0.0})
+    monkeypatch.setattr(fewshot, "evaluate", lambda config, models, directory: Measured({}, []))
+    evaluate(config, Models(make_model(config, towers, params)), tmp_path)
+    saved, expected = flatten(load_lm(tmp_path / "lm").params), multiply_out(params["lm"])
+    assert saved.keys() == expected.keys()
+    for path, leaf in saved.items():
+        np.testing.assert_allclose(leaf, expected[path], rtol=1e-6, atol=1e-7, err_msg=path)
 
 
 def test_adapters_of_what_trains_are_refused(tiny_config):

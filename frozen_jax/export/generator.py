@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from frozen_jax.adapters import merge_added
+from frozen_jax.adapters import widen_lm
 from frozen_jax.api import Model
 from frozen_jax.build import PACKAGE
 from frozen_jax.config import Config
@@ -31,7 +31,6 @@ from frozen_jax.export.write import write_digests
 from frozen_jax.flow import TIME_MEAN, follow, guided_velocity, to_pixels
 from frozen_jax.language_model import load_lm, save_lm
 from frozen_jax.models.frozen import FrozenModel
-from frozen_jax.quantise import dequantise_lm
 from frozen_jax.state import flatten
 from frozen_jax.workdir import write_json_atomic
 
@@ -68,11 +67,8 @@ def widen_generator(model: Model) -> Model:
     assert network.generator is not None
     lm = network.lm.clone(dtype=jnp.float32)
     wide = FrozenModel(lm, generator=network.generator.clone(dtype=jnp.float32))
-    host = {**jax.device_get(model.params)}
-    params = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float32), {**host, "lm": merge_added(dequantise_lm(host["lm"]))}
-    )
-    return dataclasses.replace(model, network=wide, params=params)
+    generator = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), jax.device_get(model.params["generator"]))
+    return dataclasses.replace(model, network=wide, params={"generator": generator, "lm": widen_lm(model.params["lm"])})
 
 
 def write_generator(model: Model, config: Config, directory: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from frozen_jax.adapters import merge_added
+from frozen_jax.adapters import widen_lm
 from frozen_jax.api import Model
 from frozen_jax.build import PACKAGE
 from frozen_jax.convert.lm_weights import export_lm
@@ -43,7 +43,6 @@ from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vit import ViT
-from frozen_jax.quantise import dequantise_lm
 from frozen_jax.sums import digest_file
 from frozen_jax.workdir import write_json_atomic, write_text_atomic
 
@@ -98,10 +97,9 @@ def widen(model: Model) -> Model:
     lm, vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.lm, network.vision, network.prefix))
     wide = FrozenModel(lm, vision, cast(Prefix, prefix))
     # A head that finds pictures by texts has no place in an export.
-    host = jax.device_get({part: model.params[part] for part in ("lm", "vision", "prefix")})
-    params = {**host, "lm": merge_added(dequantise_lm(host["lm"]))}
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-    return dataclasses.replace(model, network=wide, params=params)
+    host = jax.device_get({part: model.params[part] for part in ("vision", "prefix")})
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), host)
+    return dataclasses.replace(model, network=wide, params={**params, "lm": widen_lm(model.params["lm"])})
 
 
 def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | None = None) -> None:

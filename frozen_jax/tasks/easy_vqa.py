@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from frozen_jax.adapters import merge_added
+from frozen_jax.adapters import widen_lm
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.easy_vqa import EasyQuestion, EasyVQA
@@ -55,7 +55,7 @@ def evaluate_scene_text(config: Config, models: Models, directory: Path) -> Meas
     oracle = score_text_oracle(models.seeing, QuestionSet(config))["accuracy"]
     lm = models.seeing.network.lm
     if is_first():
-        save_lm(directory / "lm", lm.config, merge_added(models.seeing.params["lm"]), models.seeing.tokenizer)
+        save_lm(directory / "lm", lm.config, widen_lm(models.seeing.params["lm"]), models.seeing.tokenizer)
     return Measured({"vqa": {"text_oracle": oracle}, "decoding": describe_decoding(config)}, [])
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from frozen_jax.adapters import merge_added
+from frozen_jax.adapters import widen_lm
 from frozen_jax.api import Model, Picture
 from frozen_jax.config import Config
 from frozen_jax.errors import UserError
@@ -66,7 +66,7 @@ def evaluate_text(config: Config, models: Models, directory: Path) -> Measured:
     """Runs the grid by the text oracle alone, and saves its language model where `lm.path` can name it."""
     if is_first():
         model = models.seeing
-        save_lm(directory / "lm", model.network.lm.config, merge_added(model.params["lm"]), model.tokenizer)
+        save_lm(directory / "lm", model.network.lm.config, widen_lm(model.params["lm"]), model.tokenizer)
     return evaluate(config, models, directory)
 
 
