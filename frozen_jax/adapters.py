@@ -91,9 +91,9 @@ def widen_lm(params: Params) -> Params:
             "this run has config.adaptation: adapters and learned prompts have no place among a published language "
             "model's weights; adapt by lm.lora_rank, which is multiplied out, to export"
         )
-    merged = merge_lora(dequantise_lm(jax.device_get(params)))
-    wide: Params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), merged)
-    return wide
+    # Widened first: what was learnt is small beside a kernel, and bfloat16 would round much of it away.
+    host = dequantise_lm(jax.device_get(params))
+    return merge_lora(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), host))
 
 
 def count_prompt(params: Params) -> int:

@@ -52,13 +52,12 @@ def merge_lora(params: Params) -> Params:
     program reads them; a language model without factors comes back as it is.
 
     Args:
-        params: with kernels of float numbers (`quantise.dequantise_lm`).
+        params: in float32.
     """
     flat = flatten(params)
     factors = {path: np.asarray(flat.pop(path)) for path in list(flat) if re.fullmatch(FACTORS, path)}
     for path in [path for path in factors if path.endswith("lora_down")]:
         place = path.removesuffix("lora_down")
-        kernel, down, up = np.asarray(flat[f"{place}kernel"]), factors[path], factors[f"{place}lora_up"]
-        change = np.stack([np.tensordot(down[layer], up[layer], 1) for layer in range(len(kernel))])
-        flat[f"{place}kernel"] = (kernel.astype(np.float32) + change).astype(kernel.dtype)
+        pairs = zip(factors[path], factors[f"{place}lora_up"], strict=True)
+        flat[f"{place}kernel"] = flat[f"{place}kernel"] + np.stack([np.tensordot(down, up, 1) for down, up in pairs])
     return unflatten(flat)

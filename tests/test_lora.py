@@ -136,7 +136,7 @@ def multiply_out(params):
     return merged
 
 
-@pytest.mark.parametrize("weights", ["int8"])
+@pytest.mark.parametrize("weights", ["float", "int8"])
 @pytest.mark.parametrize("evaluate", [easy_vqa.evaluate_scene_text, fewshot.evaluate_text])
 def test_a_text_stage_saves_its_language_model_as_any_program_reads_it(
     tiny_config, tmp_path, monkeypatch, weights, evaluate

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -22,11 +23,12 @@ from frozen_jax.export import check
 from frozen_jax.export.check import compare_with_torch, import_modeling, sample_prompts
 from frozen_jax.export.layout import DIGESTS, VERIFIED, WEIGHTS, describe_vision
 from frozen_jax.export.write import CLASS, PROGRAM, widen, write_digests
+from frozen_jax.lora import draw_lora
 from frozen_jax.models.vision import build_vision
 from frozen_jax.pretrained_vision import load_vision
 from frozen_jax.quantise import dequantise_lm, quantise_lm
 from frozen_jax.restore import load_run, read_run
-from frozen_jax.state import flatten
+from frozen_jax.state import flatten, map_with_path
 from frozen_jax.tools import export as tool
 from tests.export.cases import ENCODERS, SIDE, save_run
 
@@ -98,6 +100,24 @@ def test_a_head_for_retrieval_is_left_out(run):
     model = frozen_jax.load(run[0] / "w")
     params = {**model.params, "retrieval": {"token": np.zeros(4, np.float32)}}
     assert set(widen(dataclasses.replace(model, params=params)).params) == {"lm", "vision", "prefix"}
+
+
+def test_what_was_learnt_beside_bfloat16_kernels_is_not_rounded(run):
+    """Small beside the kernels, as after training."""
+    model = frozen_jax.load(run[0] / "w")
+    own = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.bfloat16), model.params["lm"])
+    lm = map_with_path(
+        lambda path, leaf: np.full_like(leaf, 1e-3) if path.endswith("lora_up") else np.asarray(leaf),
+        draw_lora(jax.random.key(0), own, rank=2),
+    )
+    wide = flatten(widen(dataclasses.replace(model, params={**model.params, "lm": lm})).params["lm"])
+    adapted = flatten(lm)
+    for place in ("qkv", "up", "down"):
+        down, up = (adapted[f"blocks/{place}/lora_{way}"] for way in ("down", "up"))
+        change = np.stack([np.tensordot(down[layer], up[layer], 1) for layer in range(len(down))])
+        exact = adapted[f"blocks/{place}/kernel"].astype(np.float32) + change
+        np.testing.assert_allclose(wide[f"blocks/{place}/kernel"], exact, rtol=1e-6, atol=1e-7)
+    assert {leaf.dtype for leaf in wide.values()} == {np.dtype(np.float32)}
 
 
 def test_a_prefix_that_pytorch_does_not_have_is_refused(run):
