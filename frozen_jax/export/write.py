@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from frozen_jax.adapters import widen_lm
 from frozen_jax.api import Model
-from frozen_jax.build import PACKAGE
+from frozen_jax.build import PACKAGE, resolve_path
 from frozen_jax.convert.lm_weights import export_lm
 from frozen_jax.convert.resnet import resnet_table
 from frozen_jax.convert.tables import export_tensors
@@ -39,10 +39,12 @@ from frozen_jax.export.layout import (
     fingerprint_tensors,
     name_tensors,
 )
+from frozen_jax.language_model import load_lm
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vit import ViT
+from frozen_jax.state import Params, flatten
 from frozen_jax.sums import digest_file
 from frozen_jax.workdir import write_json_atomic, write_text_atomic
 
@@ -75,11 +77,16 @@ def new_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def widen(model: Model) -> Model:
+def widen(model: Model, *, lm_path: str | None = None) -> Model:
     """Returns the model in float32, on the host: the very weights it has, int8 kernels and adapters multiplied out.
 
+    Args:
+        model: of a run.
+        lm_path: where its language model is published; it is taken from there, as it was before a run in bfloat16
+            rounded it.
+
     Raises:
-        UserError: it was trained on text alone.
+        UserError: it was trained on text alone, or another language model is at `lm_path`.
     """
     network = model.network
     if network.fusion is not None:
@@ -99,14 +106,29 @@ def widen(model: Model) -> Model:
     # A head that finds pictures by texts has no place in an export.
     host = jax.device_get({part: model.params[part] for part in ("vision", "prefix")})
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), host)
-    return dataclasses.replace(model, network=wide, params={**params, "lm": widen_lm(model.params["lm"])})
+    lm_params = widen_lm(model.params["lm"]) if lm_path is None else _read_published(lm_path, model.params["lm"])
+    return dataclasses.replace(model, network=wide, params={**params, "lm": lm_params})
+
+
+def _read_published(path: str, computed: Params) -> Params:
+    """Returns a language model in float32, if what a run computed with is the same one in the run's dtype."""
+    published = load_lm(resolve_path(path), place=lambda params: params).params
+    here, there = flatten(jax.device_get(computed)), flatten(published)
+    if here.keys() != there.keys() or any(
+        there[name].astype(leaf.dtype).tobytes() != leaf.tobytes() for name, leaf in here.items()
+    ):
+        raise UserError(
+            f"--no_lm: the language model {path} is not the one that this run was trained with; put that one there, or "
+            "export with the language model (without --no_lm)"
+        )
+    return published
 
 
 def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | None = None) -> None:
     """Fills a directory that transformers, by the code in it, and `frozen_jax.load` read.
 
     Args:
-        model: in float32, from `widen`.
+        model: in float32, from `widen` with the same `lm_path`.
         directory: exists and is empty.
         card: text of README.md.
         lm_path: the language model is left out and referred to by this directory or hub id.

@@ -52,14 +52,14 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
             raise UserError(f"--no_lm: the run computed with {changed}, not with the published ones; export them too")
         if config.generator.name:
             return _export_generator(config, workdir, directory, out, layout=layout, with_lm=with_lm)
-        model = widen(load_run(workdir))
+        lm_path = None if with_lm else config.lm.path
+        model = widen(load_run(workdir), lm_path=lm_path)
         if layout in ("torchvision", "clip"):
             write_encoder(model, directory, layout=layout)
             return f"{out}: the vision encoder, in the layout of {layout}"
         if layout == "stablehlo":
             write_stablehlo(model, directory)
             return f"{out}: {PROGRAM}, vision encoder and prefix for CPU, GPU and TPU"
-        lm_path = None if with_lm else config.lm.path
         card = write_card(model, config, workdir, lm_path=lm_path)
         write_pytorch(model, directory, card=card, lm_path=lm_path)
         check_round_trip(model, directory)

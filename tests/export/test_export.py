@@ -22,7 +22,9 @@ from frozen_jax.errors import UserError
 from frozen_jax.export import check
 from frozen_jax.export.check import compare_with_torch, import_modeling, sample_prompts
 from frozen_jax.export.layout import DIGESTS, VERIFIED, WEIGHTS, describe_vision
+from frozen_jax.export.read import load_export
 from frozen_jax.export.write import CLASS, PROGRAM, widen, write_digests
+from frozen_jax.language_model import load_lm
 from frozen_jax.lora import draw_lora
 from frozen_jax.models.vision import build_vision
 from frozen_jax.pretrained_vision import load_vision
@@ -36,6 +38,14 @@ from tests.export.cases import ENCODERS, SIDE, save_run
 @pytest.fixture(scope="module")
 def run(tiny_lm, tmp_path_factory):
     """A workdir with an untrained CLIP tower, and the export of it."""
+    directory = tmp_path_factory.mktemp("run")
+    save_run(describe(tiny_lm), directory / "w")
+    (directory / "w" / "report.json").write_text('{"vqa": {"seeing": 93.25}}')
+    line = tool.export(directory / "w", directory / "out")
+    return directory, line
+
+
+def describe(tiny_lm):
     from frozen_jax.config import default_config
 
     config = default_config()
@@ -45,11 +55,7 @@ def run(tiny_lm, tmp_path_factory):
     config.data.train = config.data.validation = "fake:8"
     config.data.image.size = SIDE
     config.train.batch_size = 8
-    directory = tmp_path_factory.mktemp("run")
-    save_run(config, directory / "w")
-    (directory / "w" / "report.json").write_text('{"vqa": {"seeing": 93.25}}')
-    line = tool.export(directory / "w", directory / "out")
-    return directory, line
+    return config
 
 
 def same(one, other):
@@ -198,6 +204,21 @@ def test_without_the_language_model_it_is_named_and_checked(run, tiny_lm, tmp_pa
     write_digests(tmp_path / "out")
     with pytest.raises(UserError, match=r"this model was trained with .* put that model there"):
         frozen_jax.load(tmp_path / "out")
+
+
+def test_without_the_language_model_of_a_bfloat16_run_the_published_one_is_named(tiny_lm, tmp_path, monkeypatch):
+    """It is stored in float32, and rounds to what the run computed with."""
+    monkeypatch.setattr(tool, "has_torch", lambda: False)
+    config = describe(tiny_lm)
+    config.lm.dtype = "bfloat16"
+    save_run(config, tmp_path / "w")
+    assert "every parameter bit for bit" in tool.export(tmp_path / "w", tmp_path / "out", with_lm=False)
+    trained = load_run(tmp_path / "w")
+    assert same(load_export(tmp_path / "out", dtype_name="bfloat16").params, trained.params)
+    assert same(frozen_jax.load(tmp_path / "out").params["lm"], load_lm(tiny_lm).params)
+    lm = jax.tree.map(lambda leaf: leaf + 1, trained.params["lm"])
+    with pytest.raises(UserError, match="is not the one that this run was trained with"):
+        widen(dataclasses.replace(trained, params={**trained.params, "lm": lm}), lm_path=str(tiny_lm))
 
 
 def test_without_torch_it_says_so(run, tmp_path, monkeypatch):
