@@ -241,13 +241,15 @@ def _describe_clip(encoder: ViT) -> dict[str, Any]:
 def write_stablehlo(model: Model, directory: Path) -> None:
     """Fills a directory with encoder and prefix as one program, weights inside, for CPU, GPU and TPU.
 
-    `jax.export.deserialize(bytearray(bytes)).call(images)` runs it: uint8[b, size, size, 3] → float32[b, P, D].
+    `jax.export.deserialize(bytearray(bytes)).call(images)` runs it: uint8[b, size, size, 3] → float32[b, P, D]. Every
+    picture is black to the program of a blind run.
     """
     network, size = model.network, model.images.size
     params = jax.device_put({part: model.params[part] for part in ("vision", "prefix")})
 
     def encode(images: jax.Array) -> jax.Array:
-        return network.embed_images(params, images[:, None])[:, 0]
+        seen = jnp.zeros_like(images) if model.blind else images
+        return network.embed_images(params, seen[:, None])[:, 0]
 
     (batch,) = jax.export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)

@@ -292,6 +292,16 @@ def test_stablehlo_gives_the_vectors_of_any_number_of_pictures(run, tmp_path):
         np.testing.assert_allclose(program.call(images[:count]), expected[:count], atol=1e-5)
 
 
+def test_to_a_blind_runs_program_every_picture_is_black(tiny_lm, tmp_path):
+    config = describe(tiny_lm)
+    config.blind = True
+    save_run(config, tmp_path / "w")
+    tool.export(tmp_path / "w", tmp_path / "out", layout="stablehlo")
+    program = jax.export.deserialize(bytearray((tmp_path / "out" / PROGRAM).read_bytes()))
+    images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    np.testing.assert_allclose(program.call(images), load_run(tmp_path / "w").embed_image(images), atol=1e-5)
+
+
 def test_int8_kernels_are_multiplied_out():
     rng = np.random.default_rng(0)
     kernels = {"up": rng.normal(size=(2, 3, 5)), "out": rng.normal(size=(2, 2, 2, 3))}
