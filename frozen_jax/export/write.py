@@ -88,6 +88,24 @@ def widen(model: Model, *, lm_path: str | None = None) -> Model:
     Raises:
         UserError: it was trained on text alone, or another language model is at `lm_path`.
     """
+    prefix, known = model.network.prefix, " and ".join(PREFIX_KINDS)
+    if prefix is not None and prefix.kind not in PREFIX_KINDS:
+        raise UserError(
+            f"this run has prefix.kind={prefix.kind!r}, and --format=pytorch knows {known} alone; use the workdir "
+            "itself, --format=stablehlo, or train with one of these"
+        )
+    wide = widen_vision(model)
+    network = dataclasses.replace(wide.network, lm=model.network.lm.clone(dtype=jnp.float32))
+    lm_params = widen_lm(model.params["lm"]) if lm_path is None else _read_published(lm_path, model.params["lm"])
+    return dataclasses.replace(wide, network=network, params={**wide.params, "lm": lm_params})
+
+
+def widen_vision(model: Model) -> Model:
+    """Returns the model with its encoder and its prefix alone, of any kind, in float32, on the host.
+
+    Raises:
+        UserError: it was trained on text alone, or it names classes.
+    """
     network = model.network
     if network.fusion is not None:
         raise UserError("this run names classes by config.fusion; what is exported reads pictures into words")
@@ -95,19 +113,12 @@ def widen(model: Model, *, lm_path: str | None = None) -> Model:
         raise UserError(
             "this run trained a language model on text alone; save that with frozen_jax.language_model.save_lm"
         )
-    kind, known = network.prefix.kind, " and ".join(PREFIX_KINDS)
-    if kind not in PREFIX_KINDS:
-        raise UserError(
-            f"this run has prefix.kind={kind!r}, and what is exported knows {known} alone; use the workdir itself, or "
-            "train with one of these"
-        )
-    lm, vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.lm, network.vision, network.prefix))
-    wide = FrozenModel(lm, vision, cast(Prefix, prefix))
+    vision, prefix = (part.clone(dtype=jnp.float32) for part in (network.vision, network.prefix))
     # A head that finds pictures by texts has no place in an export.
+    wide = FrozenModel(network.lm, vision, cast(Prefix, prefix))
     host = jax.device_get({part: model.params[part] for part in ("vision", "prefix")})
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), host)
-    lm_params = widen_lm(model.params["lm"]) if lm_path is None else _read_published(lm_path, model.params["lm"])
-    return dataclasses.replace(model, network=wide, params={**params, "lm": lm_params})
+    return dataclasses.replace(model, network=wide, params=params)
 
 
 def _read_published(path: str, computed: Params) -> Params:
@@ -189,7 +200,7 @@ def write_encoder(model: Model, directory: Path, *, layout: str) -> None:
     """Fills a directory with the vision encoder alone, under its publisher's names.
 
     Args:
-        model: in float32, from `widen`.
+        model: in float32, from `widen_vision`.
         directory: exists and is empty.
         layout: "torchvision" (ResNet) or "clip" (CLIP's vision transformer, with the config.json that transformers
             wants).
@@ -242,7 +253,7 @@ def write_stablehlo(model: Model, directory: Path) -> None:
     """Fills a directory with encoder and prefix as one program, weights inside, for CPU, GPU and TPU.
 
     `jax.export.deserialize(bytearray(bytes)).call(images)` runs it: uint8[b, size, size, 3] → float32[b, P, D]. Every
-    picture is black to the program of a blind run.
+    picture is black to the program of a blind run. `model` is in float32, from `widen_vision`.
     """
     network, size = model.network, model.images.size
     params = jax.device_put({part: model.params[part] for part in ("vision", "prefix")})

@@ -56,7 +56,7 @@ class Block(nn.Module):
         seen = normed if places is None else jnp.concatenate([self._norm("places_norm", places), normed], axis=1)
         query = nn.DenseGeneral(shape, dtype=self.dtype, name="query")(normed)
         key, value = (nn.DenseGeneral(shape, dtype=self.dtype, name=name)(seen) for name in ("key", "value"))
-        everything = jnp.ones((len(states), states.shape[1], seen.shape[1]), bool)
+        everything = jnp.ones((*states.shape[:2], seen.shape[1]), bool)
         mixed = attend(query, key, value, mask=everything, scale=shape[1] ** -0.5, dropout=lambda weights: weights)
         states = states + nn.DenseGeneral(self.width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
         inner = nn.Dense(2 * self.width, dtype=self.dtype, name="up")(self._norm("mlp_norm", states))
@@ -152,9 +152,10 @@ class Prefix(nn.Module):
     def _query(self, x: Float[Array, "B *M E"], *, size: float) -> Float[Array, "B P W"]:
         """What P learned queries know when they have looked at the features; of size 1."""
         queries = self.param("queries", nn.initializers.normal(1.0), (self.length, self.hidden), jnp.float32)
-        states = jnp.broadcast_to(queries.astype(self.dtype)[None], (len(x), *queries.shape))
+        rows = x.shape[0]  # not len(x): a program for any number of pictures has no number here
+        states = jnp.broadcast_to(queries.astype(self.dtype)[None], (rows, *queries.shape))
         mapped = self._map("mapped", x, self.hidden * (1 if self.reads_places else self.length), size=size)
-        mapped = mapped.reshape(len(x), -1, self.hidden)
+        mapped = mapped.reshape(rows, -1, self.hidden)
         if not self.reads_places:  # there everybody looks at everybody
             states = jnp.concatenate([mapped, states], axis=1)
         for number in range(self.layers):

@@ -18,7 +18,15 @@ from frozen_jax.export.generator import (
     widen_generator,
     write_generator,
 )
-from frozen_jax.export.write import PROGRAM, new_directory, widen, write_encoder, write_pytorch, write_stablehlo
+from frozen_jax.export.write import (
+    PROGRAM,
+    new_directory,
+    widen,
+    widen_vision,
+    write_encoder,
+    write_pytorch,
+    write_stablehlo,
+)
 from frozen_jax.restore import load_run, read_run
 
 FORMATS = ("pytorch", "torchvision", "clip", "stablehlo")
@@ -52,14 +60,15 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
             raise UserError(f"--no_lm: the run computed with {changed}, not with the published ones; export them too")
         if config.generator.name:
             return _export_generator(config, workdir, directory, out, layout=layout, with_lm=with_lm)
-        lm_path = None if with_lm else config.lm.path
-        model = widen(load_run(workdir), lm_path=lm_path)
+        run = load_run(workdir)
         if layout in ("torchvision", "clip"):
-            write_encoder(model, directory, layout=layout)
+            write_encoder(widen_vision(run), directory, layout=layout)
             return f"{out}: the vision encoder, in the layout of {layout}"
         if layout == "stablehlo":
-            write_stablehlo(model, directory)
+            write_stablehlo(widen_vision(run), directory)
             return f"{out}: {PROGRAM}, vision encoder and prefix for CPU, GPU and TPU"
+        lm_path = None if with_lm else config.lm.path
+        model = widen(run, lm_path=lm_path)
         card = write_card(model, config, workdir, lm_path=lm_path)
         write_pytorch(model, directory, card=card, lm_path=lm_path)
         check_round_trip(model, directory)

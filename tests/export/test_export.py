@@ -129,7 +129,7 @@ def test_what_was_learnt_beside_bfloat16_kernels_is_not_rounded(run):
 def test_a_prefix_that_pytorch_does_not_have_is_refused(run):
     model = frozen_jax.load(run[0] / "w")
     network = dataclasses.replace(model.network, prefix=model.network.prefix.clone(kind="transformer"))
-    with pytest.raises(UserError, match=r"prefix\.kind='transformer', and what is exported knows linear and mlp alone"):
+    with pytest.raises(UserError, match=r"prefix\.kind='transformer', and --format=pytorch knows linear and mlp alone"):
         widen(dataclasses.replace(model, network=network))
 
 
@@ -300,6 +300,23 @@ def test_to_a_blind_runs_program_every_picture_is_black(tiny_lm, tmp_path):
     program = jax.export.deserialize(bytearray((tmp_path / "out" / PROGRAM).read_bytes()))
     images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
     np.testing.assert_allclose(program.call(images), load_run(tmp_path / "w").embed_image(images), atol=1e-5)
+
+
+def test_encoders_and_programs_are_of_every_run_that_looks(tiny_lm, tmp_path):
+    """Whatever is beside the language model, and whatever makes the prefix: neither is in the encoder alone."""
+    config = describe(tiny_lm)
+    config.prefix.update({"kind": "transformer", "hidden": 8, "layers": 1, "heads": 2})
+    config.adaptation.update({"adapter_width": 2, "prompt_length": 2})
+    save_run(config, tmp_path / "w")
+    model = load_run(tmp_path / "w")
+    tool.export(tmp_path / "w", tmp_path / "clip", layout="clip")
+    assert same(load_vision(str(tmp_path / "clip"), model.network.vision), model.params["vision"])
+    tool.export(tmp_path / "w", tmp_path / "program", layout="stablehlo")
+    program = jax.export.deserialize(bytearray((tmp_path / "program" / PROGRAM).read_bytes()))
+    images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    np.testing.assert_allclose(program.call(images), model.embed_image(images), atol=1e-5)
+    with pytest.raises(UserError, match=r"--format=pytorch knows linear and mlp alone; .*--format=stablehlo"):
+        tool.export(tmp_path / "w", tmp_path / "out")
 
 
 def test_int8_kernels_are_multiplied_out():
