@@ -45,7 +45,7 @@ class StopRule:
 
     @classmethod
     def from_strings(cls, stop: Sequence[str], tokenizer: Tokenizer) -> StopRule:
-        """Reads what a user gives: strings, among them `"[eos]"` for the end-of-text token.
+        """Reads what a user gives: strings, among them `"[eos]"` for all end-of-text tokens.
 
         Raises:
             UserError: an empty string, a bare string in place of a list, or "[eos]" where the tokenizer has none.
@@ -57,7 +57,7 @@ class StopRule:
         if EOS in stop:
             if tokenizer.eos_id is None:
                 raise UserError(f"stop has {EOS}, and this tokenizer has no end-of-text token; give strings alone")
-            whole.add(tokenizer.eos_id)
+            whole.update(tokenizer.end_ids)
         strings = tuple(text for text in stop if text != EOS)
         for text in strings:
             ids.update(tokenizer.find_ids(text))

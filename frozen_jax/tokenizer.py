@@ -32,10 +32,13 @@ class Tokenizer:
     Attributes:
         bos_id: id that starts a text, or None where the model has none.
         eos_id: id that ends a text, or None where the model has none.
+        end_ids: all ids that end what the model writes: `eos_id` and, of some models, more.
         vocab_size: one more than the highest id, added tokens included.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, bos_id: int | None, eos_id: int | None) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, bos_id: int | None, eos_id: int | None, end_ids: Sequence[int] = ()
+    ) -> None:
         ids = backend.get_vocab(with_added_tokens=True).values()
         if not ids:
             raise UserError("tokenizer: the vocabulary has no entries; is the tokenizer file complete?")
@@ -52,6 +55,7 @@ class Tokenizer:
         self._backend = backend
         self.bos_id = bos_id
         self.eos_id = eos_id
+        self.end_ids: tuple[int, ...] = () if eos_id is None else tuple({eos_id: None} | dict.fromkeys(end_ids))
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer:
@@ -60,7 +64,8 @@ class Tokenizer:
         The tables come from `tokenizer.json`, else from `vocab.json` with `merges.txt` (GPT-2's and OPT's byte-level
         BPE). Each special id is taken from the first of these files that has its key, a null there meaning none:
         `tokenizer_config.json`, `special_tokens_map.json` (tokens as text), `generation_config.json`, `config.json`
-        (ids; the first of a list). A BERT's [CLS] and [SEP] stand for the two where no file has them.
+        (ids; the first of a list, all of which end what the model writes). A BERT's [CLS] and [SEP] stand for the two
+        where no file has them.
 
         Raises:
             UserError: no tokenizer in the directory, a file that cannot be parsed, or a special token that is not in
@@ -92,6 +97,7 @@ class Tokenizer:
                 backend,
                 bos_id=_find_special_id(backend, directory, "bos", "cls"),
                 eos_id=_find_special_id(backend, directory, "eos", "sep"),
+                end_ids=_read_ids(directory, "eos") or (),
             )
         except UserError as error:
             raise UserError(f"{directory}: {error}") from None
@@ -244,15 +250,21 @@ def _find_stated(backend: tokenizers.Tokenizer, directory: Path, name: str) -> t
                     f"{file} names {name}_token {token!r}, which the vocabulary lacks; are these files of two models?"
                 )
             return found, True
+    ids = _read_ids(directory, name)
+    return (ids[0] if ids else None), ids is not None
+
+
+def _read_ids(directory: Path, name: str) -> list[int] | None:
+    """Returns the ids that the first file with this name gives, none for a null; None where there is no such file."""
     for file in ("generation_config.json", "config.json"):
         stated = _read_json(directory / file)
         if f"{name}_token_id" in stated:
             value = stated[f"{name}_token_id"]
-            value = value[0] if isinstance(value, list) and value else value
-            if value is not None and type(value) is not int:
+            ids = [] if value is None else value if isinstance(value, list) and value else [value]
+            if any(type(one) is not int for one in ids):
                 raise UserError(f"{file} has {name}_token_id {value!r}; it must be an integer, a list of them, or null")
-            return value, True
-    return None, False
+            return ids
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

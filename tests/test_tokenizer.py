@@ -16,6 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from frozen_jax.errors import UserError
+from frozen_jax.stopping import StopRule
 from frozen_jax.tokenizer import Tokenizer, build_byte_level_bpe, train_bpe
 
 CORPUS = [f"a {colour} {shape}. what is it? it is a {shape}." for colour in ("red", "blue") for shape in ("dot", "box")]
@@ -97,6 +98,20 @@ def test_special_ids_follow_the_documented_order(tmp_path: Path, small: Tokenize
     assert Tokenizer.from_directory(tmp_path).bos_id == 1
     change_json(tmp_path / "tokenizer_config.json", bos_token={"content": "<s>"}, eos_token=None)
     assert (Tokenizer.from_directory(tmp_path).bos_id, Tokenizer.from_directory(tmp_path).eos_id) == (0, None)
+
+
+def test_every_id_that_the_model_ends_by_stops_it(tmp_path: Path, small: Tokenizer) -> None:
+    """Llama 3: the tokenizer names one end of text, generation_config.json lists three."""
+    small.save(tmp_path)
+    change_json(tmp_path / "config.json", eos_token_id=7)
+    assert Tokenizer.from_directory(tmp_path).end_ids == (1, 7)
+    change_json(tmp_path / "generation_config.json", eos_token_id=[8, 1, 9])
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.end_ids) == (1, (1, 8, 9))
+    rule = StopRule.from_strings(["[eos]"], tokenizer)
+    assert (rule.ids, rule.whole) == ((1, 8, 9), {1, 8, 9})
+    change_json(tmp_path / "tokenizer_config.json", eos_token=None)
+    assert Tokenizer.from_directory(tmp_path).end_ids == ()
 
 
 def test_save_is_read_back_with_the_same_ids(tmp_path: Path, small: Tokenizer) -> None:

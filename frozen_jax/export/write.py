@@ -41,6 +41,7 @@ from frozen_jax.export.layout import (
 )
 from frozen_jax.language_model import load_lm
 from frozen_jax.models.frozen import FrozenModel
+from frozen_jax.models.hf_config import token_field
 from frozen_jax.models.prefix import Prefix
 from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vit import ViT
@@ -181,7 +182,7 @@ def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | No
     eos = tokenizer.eos_id
     generation = {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": eos,
+        "eos_token_id": token_field(tokenizer.end_ids),
         "pad_token_id": 0 if eos is None else eos,
         "max_new_tokens": 20,
     }
