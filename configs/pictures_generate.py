@@ -5,8 +5,9 @@
     python -m frozen_jax.tools.generate_image --workdir=runs/pictures_generate "A red bus."
 
 Made for one GPU or TPU chip, where it has not been run yet: 1,979 pictures of 64 px, 20,000 steps of 64. The variant
-`:small` is for one core of a CPU: 2,500 steps of 16 with a smaller network, 84 CPU-minutes. The report says how often a reader trained on the real pictures finds the asked
-kind of thing, an emoji's group, in what is drawn of held-out captions, and which training pictures are nearest.
+`:small` is for one core of a CPU: 2,500 steps of 16 with a smaller network, 84 CPU-minutes. The report says how often a
+reader trained on the real pictures finds the asked kind of thing, an emoji's group, in what is drawn of held-out
+captions, and which training pictures are nearest.
 """
 
 from ml_collections import ConfigDict
