@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ OWNER = "frozen_jax"
 """What stands before the name of a released model."""
 FROZEN, CARD = "frozen.json", "README.md"
 DTYPE = np.dtype(np.float16)
-ASKED = ("batch_size", "caption", "max_new_tokens", "vqa")
-"""Settings of `evaluate` that say how the model is asked."""
+ASKED = r"batch_size|max_new_tokens|(caption|vqa)/.*|classify/(prompts|name_format)|generate/(steps|guidance)"
+"""Paths of the settings of `evaluate` that say how the model is asked."""
 
 
 def list_released() -> dict[str, Path]:
@@ -146,8 +147,9 @@ def write_release(directory: Path, config: Config, towers: Towers, trained: Para
 def describe_release(config: Config) -> dict[str, Any]:
     """Returns what is kept of a config: what makes the run this one, and how it is asked. The rest may change with
     frozen_jax without making a released model unreadable."""
-    evaluate = to_dict(config)["evaluate"]
-    return identify(config) | {"evaluate": {name: evaluate[name] for name in ASKED}}
+    evaluate = flatten(to_dict(config)["evaluate"])
+    asked = {path: value for path, value in evaluate.items() if re.fullmatch(ASKED, path)}
+    return identify(config) | {"evaluate": unflatten(asked)}
 
 
 def round_half(leaf: np.ndarray) -> np.ndarray:

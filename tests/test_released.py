@@ -17,7 +17,7 @@ from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
 from frozen_jax.demo.answers import Wording
 from frozen_jax.errors import UserError
 from frozen_jax.fetch.sets import is_member
-from frozen_jax.released import find_model, list_released, read_release, round_half
+from frozen_jax.released import describe_release, find_model, list_released, read_release, round_half
 from frozen_jax.restore import load_run, read_run, read_settings
 from frozen_jax.state import flatten
 from frozen_jax.sums import SUMS, format_sums
@@ -84,6 +84,20 @@ def test_a_released_model_is_the_run_rounded_once(folder):
     sections = json.loads((folder / "models" / "tiny" / "config.json").read_text())
     assert not {"generator", "adaptation", "telemetry", "mesh"} & {*sections}  # it can be read when these have changed
     assert ours.generate([[PICTURE]], max_new_tokens=4) == ours.generate([[PICTURE]], max_new_tokens=4)
+
+
+def test_a_release_is_asked_as_its_run_was_without_the_paths_that_measured_it(tiny_config):
+    tiny_config.evaluate.generate.update(
+        {"steps": 7, "guidance": 1.0, "captioner": "runs/captioner", "source": "fake:9"}
+    )
+    tiny_config.evaluate.classify.update(
+        {"prompts": ("[img] a", "[img] the"), "name_format": " {name}.", "heads": True}
+    )
+    config = from_config_dict(tiny_config)
+    kept = json.loads(json.dumps(describe_release(config)))
+    assert Wording.of(from_config_dict(kept)) == Wording.of(config)
+    assert kept["evaluate"]["generate"] == {"steps": 7, "guidance": 1.0}
+    assert kept["evaluate"]["classify"].keys() == {"prompts", "name_format"}
 
 
 @pytest.mark.parametrize("name", LISTED)
