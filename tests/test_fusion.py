@@ -172,11 +172,11 @@ def test_items_of_records():
     assert list_items(record, alone) == [("", "toys round")]
     assert word_items(alone)(record, rng) == Text("", label="toys round")
     others = [record._replace(questions=(Question("", (word,)),)) for word in ("no", "yes", "no", "a")]
-    assert list_classes(MemorySource(others), FusionSettings()) == ("no", "a", "yes")
+    assert list_classes(MemorySource(others), FusionSettings(), on_bad="raise") == ("no", "a", "yes")
     with pytest.raises(
         UserError, match=r"config\.fusion\.item is 'question', and data\.train has the classes \['no'\]"
     ):
-        list_classes(MemorySource(others[:1]), FusionSettings())
+        list_classes(MemorySource(others[:1]), FusionSettings(), on_bad="raise")
 
 
 def test_classes_that_no_record_is_of_are_refused(tiny_config, tmp_path, monkeypatch):

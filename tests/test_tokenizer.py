@@ -109,7 +109,7 @@ def test_every_id_that_the_model_ends_by_stops_it(tmp_path: Path, small: Tokeniz
     tokenizer = Tokenizer.from_directory(tmp_path)
     assert (tokenizer.eos_id, tokenizer.end_ids) == (1, (1, 8, 9))
     rule = StopRule.from_strings(["[eos]"], tokenizer)
-    assert (rule.ids, rule.whole) == ((1, 8, 9), {1, 8, 9})
+    assert (rule.ids, rule.whole) == ((1, 8, 9), frozenset({1, 8, 9}))
     change_json(tmp_path / "tokenizer_config.json", eos_token=None)
     assert Tokenizer.from_directory(tmp_path).end_ids == ()
 

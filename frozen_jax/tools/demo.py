@@ -135,8 +135,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=PORT, help=f"{PORT} by default")
     given = parser.parse_args(arguments)
     ended = threading.Event()
-    page = serve(given.workdir, gallery=given.gallery, host=given.host, port=given.port)
-    with exit_in_one_line(), page as address:
+    with (
+        exit_in_one_line(),
+        serve(given.workdir, gallery=given.gallery, host=given.host, port=given.port) as address,
+    ):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         print(f"{address} (Ctrl-C ends it)", flush=True)
