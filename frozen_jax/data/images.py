@@ -154,14 +154,17 @@ def _open(source: Path | bytes | np.ndarray | Image.Image, name: str) -> Image.I
     head = b""
     try:
         if isinstance(source, Path):
-            if stat.S_ISFIFO(source.stat().st_mode):  # opening one would wait for a writer
-                raise ImageError(f"image {name}: is a pipe; name a file", reason="not a picture")
+            mode = source.stat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening one might wait for ever
+                raise ImageError(f"image {name}: is a pipe or a device; name a file", reason="not a picture")
             with source.open("rb") as file:
                 head = file.read(16)
         else:
             head = source[:16]
         if head:
             return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    except ImageError:
+        raise
     except OSError as error:
         if not head:
             raise ImageError(

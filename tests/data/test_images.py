@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,6 +200,12 @@ def test_bad_pictures_in_memory(tmp_path):
     for shape in ((3, 40, 40), (8, 8, 5), (8, 8, 2)):
         with pytest.raises(ImageError, match=r"must be uint8\[height, width"):
             load_image(np.zeros(shape, np.uint8), options=options())
+
+
+def test_a_device_is_no_picture():
+    with pytest.raises(ImageError, match="is a pipe or a device") as caught:
+        load_image(Path("/dev/null"), options=options())
+    assert caught.value.reason == "not a picture"
 
 
 def test_bad_options():
