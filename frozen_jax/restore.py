@@ -11,7 +11,7 @@ from frozen_jax.api import Model
 from frozen_jax.build import Towers, build_towers, choose_dtype
 from frozen_jax.checkpoint import Checkpoints
 from frozen_jax.config import Config, MeshSettings, from_config_dict, identify
-from frozen_jax.data.records import Source, usable_records
+from frozen_jax.data.records import Source, read_usable
 from frozen_jax.data.sources import choose_first, open_splits
 from frozen_jax.errors import UserError
 from frozen_jax.export.layout import is_export
@@ -182,7 +182,7 @@ def _list_texts(source: Source, config: Config) -> Iterator[str]:
     """Yields all texts of the first records, worded as in training: what a tokenizer from scratch is trained on."""
     data = config.data
     first = choose_first(source, TOKENIZER_RECORDS).tolist()
-    for record in usable_records(source, first, on_bad=data.on_bad):
+    for record in read_usable(source.record, first, on_bad=data.on_bad):
         if record.turns:
             yield "".join(given + predicted for given, predicted in record.turns)
         for caption in record.captions:

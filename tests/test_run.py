@@ -1,5 +1,6 @@
 """Whole runs on synthetic pictures: files, resuming bitwise, early stopping, controls, data parallelism."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -80,17 +81,24 @@ def test_training_lowers_the_loss(tiny_lm, tmp_path):
     assert losses[40] < losses[20] < read_metrics(tmp_path / "w")[2]
 
 
-def test_resuming_continues_bitwise(finished, tiny_lm, tmp_path, monkeypatch):
-    """A run that dies after step 4 and starts again ends with the same bits and the same log as one that did not."""
-    config, directory, _ = finished
+@contextlib.contextmanager
+def dying_at(monkeypatch, *, step):
+    """A run in the body dies before it has done with this step."""
 
-    def die_at_5(health, step, *_, **__):
-        if step == 5:
+    def observe(health, reached, *_, **__):
+        if reached == step:
             raise KeyboardInterrupt
         return health
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("frozen_jax.train.observe", die_at_5)
+        patch.setattr("frozen_jax.train.observe", observe)
+        yield
+
+
+def test_resuming_continues_bitwise(finished, tiny_lm, tmp_path, monkeypatch):
+    """A run that dies after step 4 and starts again ends with the same bits and the same log as one that did not."""
+    config, directory, _ = finished
+    with dying_at(monkeypatch, step=5):
         run(config, tmp_path / "w", mode="train")
     assert max(read_metrics(tmp_path / "w")) == 4
     run(config, tmp_path / "w", mode="train")

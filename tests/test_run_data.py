@@ -25,6 +25,7 @@ from frozen_jax.run import run
 from frozen_jax.tokenizer import SAVED_FILES, train_bpe
 from frozen_jax.train import Progress, take_up
 from tests.data.test_tfrecord import example, write_tfrecord
+from tests.test_run import dying_at
 
 COLOURS = ("red", "green", "blue", "pink", "white", "gray", "teal", "navy")
 
@@ -297,14 +298,7 @@ def test_a_run_that_has_not_begun_makes_its_tokenizer_anew(text_config, tmp_path
 def test_a_run_goes_on_with_as_many_records_as_it_had(text_config, tmp_path, monkeypatch):
     """With others there is another order, and another part held out: some would be seen twice, some never."""
     captions, directory = tmp_path / "captions.jsonl", tmp_path / "w"
-
-    def die_at_2(health, step, *_, **__):
-        if step == 2:
-            raise KeyboardInterrupt
-        return health
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("frozen_jax.train.observe", die_at_2)
+    with dying_at(monkeypatch, step=2):
         run(text_config, directory, mode="train")
     write_captions(captions, count=17)
     with pytest.raises(UserError, match=r"had 12 records when .* has 17 now; the order .* put the data back, or"):

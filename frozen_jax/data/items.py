@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from frozen_jax.data.pipeline import TextFunction
-from frozen_jax.data.records import Record, RecordError, Source, class_of
+from frozen_jax.data.records import Record, Source, class_of, read_usable
 from frozen_jax.data.text import Text
 from frozen_jax.errors import UserError
 from frozen_jax.fusion_settings import FusionSettings
@@ -48,12 +48,9 @@ def list_all_items(source: Source, settings: FusionSettings, *, on_bad: str) -> 
     Raises:
         RecordError: one cannot be used, and `on_bad` is "raise".
     """
-    for index in range(len(source)):
-        try:
-            yield from list_items(source.record(index), settings)
-        except RecordError:
-            if on_bad == "raise":
-                raise
+    read = lambda index: list_items(source.record(index), settings)  # noqa: E731
+    for items in read_usable(read, range(len(source)), on_bad=on_bad):
+        yield from items
 
 
 def list_classes(source: Source, settings: FusionSettings, *, on_bad: str) -> tuple[str, ...]:

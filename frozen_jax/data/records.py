@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
 from frozen_jax.data.order import sample_indices
 from frozen_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 class RecordError(UserError):
@@ -177,11 +179,11 @@ def split_holdout(source: Source, *, count: int, seed: int = 0) -> tuple[Subset,
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
 
 
-def usable_records(source: Source, indices: Iterable[int], *, on_bad: str) -> Iterator[Record]:
-    """Yields records of the training data where it is only counted or shown; no picture is opened.
+def read_usable(read: Callable[[int], T], indices: Iterable[int], *, on_bad: str) -> Iterator[T]:
+    """Yields what is read of records where they are only counted or shown; no picture is opened.
 
     Args:
-        source: where they are.
+        read: a source's `record`, or what is made of one.
         indices: of the records.
         on_bad: the config's `data.on_bad`: with "replace" those that training replaces are left out here.
 
@@ -190,7 +192,7 @@ def usable_records(source: Source, indices: Iterable[int], *, on_bad: str) -> It
     """
     for index in indices:
         try:
-            yield source.record(index)
+            yield read(index)
         except RecordError:
             if on_bad == "raise":
                 raise

@@ -96,7 +96,10 @@ def open_source(line: str, *, clean: CleanOptions | None = None) -> Source:
     Raises:
         UserError: unknown kind or option, or whatever the source itself finds wrong.
     """
-    sources, weights = _open_parts(line, clean)
+    return _mix(*_open_parts(line, clean))
+
+
+def _mix(sources: Sequence[Source], weights: Sequence[float] | None) -> Source:
     return sources[0] if weights is None else Mixture(sources, weights)
 
 
@@ -137,13 +140,9 @@ def open_splits(settings: DataSettings, *, validation_examples: int) -> tuple[So
     sources, weights = _open_parts(settings.train, settings.clean)
     if settings.validation:
         validation = open_source(settings.validation, clean=settings.clean)
-        training = sources[0] if weights is None else Mixture(sources, weights)
-        return training, Subset(validation, choose_first(validation, validation_examples))
-    if weights is None:
-        (training,), (held,) = hold_out(sources, [1.0], count=validation_examples)
-        return training, held
-    rests, parts = hold_out(sources, weights, count=validation_examples)
-    return Mixture(rests, weights), Mixture(parts, [float(len(part)) for part in parts])
+        return _mix(sources, weights), Subset(validation, choose_first(validation, validation_examples))
+    rests, parts = hold_out(sources, weights or [1.0], count=validation_examples)
+    return _mix(rests, weights), _mix(parts, weights and [float(len(part)) for part in parts])
 
 
 def _open_one(line: str) -> Source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from frozen_jax.data.pipeline import TextFunction
-from frozen_jax.data.records import Record
+from frozen_jax.data.records import Question, Record
 from frozen_jax.data.text import Text
 from frozen_jax.data_settings import DataSettings
 
@@ -30,8 +30,7 @@ def word_rows(settings: DataSettings, *, turns: int = 1) -> TextFunction:
         chosen = rng.choice(len(record.captions), size=count, replace=False)
         return settings.caption_format.format(caption=". ".join(record.captions[i] for i in chosen))
 
-    def ask(record: Record, rng: np.random.Generator, shown: str) -> list[tuple[str, str]]:
-        answered = [question for question in record.questions if question.answers]
+    def ask(answered: list[Question], rng: np.random.Generator, shown: str) -> list[tuple[str, str]]:
         chosen = [rng.integers(len(answered))]
         if turns > 1:
             count = int(rng.integers(1, min(turns, len(answered)) + 1))
@@ -50,8 +49,9 @@ def word_rows(settings: DataSettings, *, turns: int = 1) -> TextFunction:
             return Text(target, prompt, tuple(before))
         described = record.image is None and record.captions
         shown = caption(record, rng, most=1) if described else ""
-        if any(question.answers for question in record.questions) and rng.random() < settings.question_fraction:
-            *before, (prompt, answer) = ask(record, rng, shown)
+        answered = [question for question in record.questions if question.answers]
+        if answered and rng.random() < settings.question_fraction:
+            *before, (prompt, answer) = ask(answered, rng, shown)
             return Text(answer, prompt, tuple(before))
         if not record.captions:
             return None

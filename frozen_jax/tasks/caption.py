@@ -17,7 +17,7 @@ from jaxtyping import Float
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.order import sample_indices
-from frozen_jax.data.records import usable_records
+from frozen_jax.data.records import read_usable
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.metrics.captions import bleu, cider_d, exact_match, rouge_l
@@ -129,7 +129,7 @@ def find_commonest_caption(config: Config) -> str:
     """
     source = open_source(config.data.train, clean=config.data.clean)
     drawn = sample_indices(config.seed, 0, 0, min(MAJORITY_RECORDS, len(source)), len(source))
-    records = usable_records(source, sorted(drawn.tolist()), on_bad=config.data.on_bad)
+    records = read_usable(source.record, sorted(drawn.tolist()), on_bad=config.data.on_bad)
     counted = Counter(caption for record in records for caption in record.captions)
     return counted.most_common(1)[0][0] if counted else ""
 

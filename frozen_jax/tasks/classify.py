@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from frozen_jax.api import Model
 from frozen_jax.config import Config
 from frozen_jax.data.order import sample_indices, sample_rng
-from frozen_jax.data.records import Record, class_of, usable_records
+from frozen_jax.data.records import Record, class_of, read_usable
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.heads import fit_head
@@ -149,7 +149,7 @@ def _read_pool(config: Config, classes: Sequence[str], tested: Sequence[Record])
     line = settings.shot_source or config.data.train
     source = open_source(line)
     drawn = sample_indices(config.seed, 0, 0, len(source), len(source)).tolist()
-    usable = usable_records(source, drawn, on_bad=config.data.on_bad)
+    usable = read_usable(source.record, drawn, on_bad=config.data.on_bad)
     records = [r for r in usable if r.image is not None and r.tags and class_of(r, tag=settings.tag) in classes]
     records = leave_out_damaged(leave_out_pictures(records, tested, line=line), config.data)
     if len(records) <= max(settings.shots):

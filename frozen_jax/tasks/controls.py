@@ -17,7 +17,7 @@ from jaxtyping import Float
 from frozen_jax.api import Model, Picture
 from frozen_jax.config import Config
 from frozen_jax.data.images import ImageOptions, load_image
-from frozen_jax.data.records import FileSlice, Record, RecordError, Source, usable_records
+from frozen_jax.data.records import FileSlice, Record, RecordError, Source, read_usable
 from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 
@@ -117,7 +117,7 @@ def read_records(source: Source, *, most: int, data: DataSettings) -> list[Recor
     """
     records: list[Record] = []
     pictures: set[Hashable] = set()
-    for record in usable_records(source, range(len(source)), on_bad=data.on_bad):
+    for record in read_usable(source.record, range(len(source)), on_bad=data.on_bad):
         if record.image is None:
             raise UserError(f"evaluate: record {record.id} has no picture; name a source of pictures")
         pictures.add(picture_of(record))

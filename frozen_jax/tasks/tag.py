@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from frozen_jax.config import Config
-from frozen_jax.data.records import Record, Source, usable_records
+from frozen_jax.data.records import Record, Source, read_usable
 from frozen_jax.data.sources import open_source
 from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
@@ -185,7 +185,7 @@ def _compile_tag(tag: str) -> re.Pattern[str]:
 
 def _read_spread(source: Source, *, most: int, data: DataSettings) -> list[Record]:
     """Reads records from end to end of a source, which may be sorted by what it shows."""
-    usable = usable_records(source, range(len(source)), on_bad=data.on_bad)
+    usable = read_usable(source.record, range(len(source)), on_bad=data.on_bad)
     records = join_pictures(record for record in usable if record.image is not None)
     places = np.linspace(0, len(records), num=min(most, len(records)), endpoint=False).astype(int)
     return leave_out_damaged([records[place] for place in places], data)

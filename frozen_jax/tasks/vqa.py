@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from frozen_jax.config import Config
 from frozen_jax.data.order import sample_indices, sample_rng
-from frozen_jax.data.records import Question, Record, usable_records
+from frozen_jax.data.records import Question, Record, read_usable
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import VQASettings
@@ -177,7 +177,7 @@ def read_pool(config: Config, *, first_row: int) -> Pool:
     line = settings.shot_source or config.data.train
     source = open_source(line)
     drawn = sample_indices(config.seed, 0, 0, min(settings.shot_pool, len(source)), len(source))
-    usable = usable_records(source, drawn.tolist(), on_bad=config.data.on_bad)
+    usable = read_usable(source.record, drawn.tolist(), on_bad=config.data.on_bad)
     shown = join_pictures(record for record in usable if list_answered(record) and record.image is not None)
     records = leave_out_damaged(shown, config.data)
     if len(records) <= max(settings.shots):
