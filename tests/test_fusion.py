@@ -14,9 +14,12 @@ import frozen_jax
 from frozen_jax.batch import PAD, Batch
 from frozen_jax.build import build_towers
 from frozen_jax.config import OptimSettings, from_config_dict
-from frozen_jax.data.items import check_classes, list_classes, list_items, word_items
+from frozen_jax.data.images import ImageOptions
+from frozen_jax.data.items import check_classes, list_all_items, list_classes, list_items, word_items
+from frozen_jax.data.order import Position
+from frozen_jax.data.pipeline import Pipeline, PipelineOptions
 from frozen_jax.data.records import MemorySource, Question, Record
-from frozen_jax.data.text import Text
+from frozen_jax.data.text import RowLayout, Text
 from frozen_jax.errors import UserError
 from frozen_jax.fusing import Fused, fuse
 from frozen_jax.fusion_settings import FusionSettings
@@ -177,6 +180,29 @@ def test_items_of_records():
         UserError, match=r"config\.fusion\.item is 'question', and data\.train has the classes \['no'\]"
     ):
         list_classes(MemorySource(others[:1]), FusionSettings(), on_bad="raise")
+
+
+def test_a_record_without_the_tag_is_a_bad_item():
+    """Training replaces it and counts why, lists leave it out, or both end there."""
+    picture = np.zeros((8, 8, 3), np.uint8)
+    records = [Record(str(n), picture, ("a dot",), (), ("round",) * (n != 1)) for n in range(4)]
+    source, settings = MemorySource(records), FusionSettings(kind="concat", item="caption", classes=("round",))
+
+    def read(on_bad):
+        options = PipelineOptions(
+            batch_size=4, images=ImageOptions(8), shuffle=False, on_bad=on_bad, classes=("round",)
+        )
+        layout = RowLayout(max_tokens=4, prefix_length=0, bos_id=0, eos_id=0)
+        pipeline = Pipeline(source, text=word_items(settings), encode=lambda _: [1], layout=layout, options=options)
+        return pipeline.batch(Position(0, 0)), pipeline.bad.report()
+
+    batch, counted = read("replace")
+    assert counted == {"no such tag": {"count": 1, "ids": ["1"]}}
+    assert set(batch.sample_ids.tolist()) == {0, 2, 3} and batch.labels.tolist() == [0] * 4
+    assert len(list(list_all_items(source, settings, on_bad="replace"))) == 3
+    for end in (lambda: read("raise"), lambda: list(list_all_items(source, settings, on_bad="raise"))):
+        with pytest.raises(UserError, match=r"record 1 has the tags \(\), none at place 0"):
+            end()
 
 
 def test_classes_that_no_record_is_of_are_refused(tiny_config, tmp_path, monkeypatch):

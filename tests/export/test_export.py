@@ -302,10 +302,11 @@ def test_to_a_blind_runs_program_every_picture_is_black(tiny_lm, tmp_path):
     np.testing.assert_allclose(program.call(images), load_run(tmp_path / "w").embed_image(images), atol=1e-5)
 
 
-def test_encoders_and_programs_are_of_every_run_that_looks(tiny_lm, tmp_path):
+@pytest.mark.parametrize("kind", ["transformer", "attention_pool", "patches"])
+def test_encoders_and_programs_are_of_every_run_that_looks(kind, tiny_lm, tmp_path):
     """Whatever is beside the language model, and whatever makes the prefix: neither is in the encoder alone."""
     config = describe(tiny_lm)
-    config.prefix.update({"kind": "transformer", "hidden": 8, "layers": 1, "heads": 2})
+    config.prefix.update({"kind": kind, "length": 5, "hidden": 8, "layers": 1, "heads": 2})  # patches has five
     config.adaptation.update({"adapter_width": 2, "prompt_length": 2})
     save_run(config, tmp_path / "w")
     model = load_run(tmp_path / "w")

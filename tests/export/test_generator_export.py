@@ -1,7 +1,10 @@
 """A generator in PyTorch against the one here: every bit, velocities, pictures from the same noise; and none else's."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -15,12 +18,16 @@ from frozen_jax.export.generator import (
     widen_generator,
     write_generator,
 )
+from frozen_jax.lora import draw_lora
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.generator import Generator, GeneratorConfig
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
+from frozen_jax.quantise import quantise_lm
+from frozen_jax.state import flatten
 from frozen_jax.tokenizer import Tokenizer
 from frozen_jax.tools.export import main
 from tests.export.cases import LMS, SIDE, draw, save_run
+from tests.test_lora import move_factors, multiply_out
 
 
 def build_generator_model(lm, tokenizer_directory):
@@ -56,6 +63,20 @@ def test_velocities_and_pictures_are_equal(lm, tiny_config, tiny_lm, tmp_path):
         check_generator_round_trip(model, tmp_path)
     with pytest.raises(UserError, match="PyTorch disagrees: velocities differ"):
         compare_generators(model, config, tmp_path)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_low_rank_factors_learnt_is_exported_in_full(int8, tiny_lm):
+    """Beside kernels in bfloat16 or int8, which would round most of it away."""
+    model = build_generator_model("gpt2", tiny_lm)
+    stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model.params["lm"])
+    factors = move_factors(draw_lora(jax.random.key(0), quantise_lm(stored) if int8 else stored, rank=2))
+    wide = widen_generator(dataclasses.replace(model, params={**model.params, "lm": factors}))
+    expected = multiply_out(factors)
+    for path, leaf in flatten(wide.params["lm"]).items():
+        assert leaf.dtype == np.float32
+        np.testing.assert_allclose(leaf, expected.pop(path), rtol=1e-6, atol=1e-7, err_msg=path)
+    assert not expected
 
 
 def test_the_tool_exports_a_run_and_refuses_what_does_not_fit(tiny_config, tmp_path, capsys):

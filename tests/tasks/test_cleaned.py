@@ -1,0 +1,59 @@
+"""Tasks that look for, draw or fuse captions take them as training has them: cleaned."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image as Pillow
+
+from frozen_jax.config import Config
+from frozen_jax.fusion_settings import FusionSettings
+from frozen_jax.tasks import fusion, generate, retrieval
+from frozen_jax.tasks.controls import Models
+from tests.tasks.seers import Seer, paint
+
+FORMS = {"retrieval": " {caption}", "generate": " {caption}", "fusion": "{caption}"}
+
+
+class Asked(Exception):
+    """Ends a task where its model is asked, and holds the captions."""
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = []
+    for red in (10, 240):
+        Pillow.fromarray(paint(red)).save(tmp_path / f"{red}.png")
+        rows.append({"image": f"{red}.png", "caption": f"a  red\u200b\nsquare &amp; {red}", "tags": [f"of {red}"]})
+    (tmp_path / "dirty.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    line = f"jsonl:{tmp_path}/dirty.jsonl"
+    default = Config()
+    return dataclasses.replace(
+        default,
+        data=dataclasses.replace(default.data, train=line, validation=line, caption_format=" {caption}"),
+        fusion=FusionSettings(kind="concat", item="caption", classes=("of 10", "of 240")),
+    )
+
+
+class Drawer(Seer):
+    """Draws nothing."""
+
+    def draw(self, texts, **options):
+        raise Asked(texts)
+
+
+def ask(words):
+    raise Asked(words)
+
+
+@pytest.mark.parametrize("task", [retrieval, generate, fusion])
+def test_a_task_asks_with_captions_as_training_reads_them(task, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "score_texts", lambda model, table, texts, prompts: ask(texts))
+    monkeypatch.setattr(fusion, "fuse", lambda model, items: ask([text for _, text in items]))
+    model = Drawer()
+    model.network.fusion = SimpleNamespace(classes=config.fusion.classes)
+    with pytest.raises(Asked) as asked:
+        task.evaluate(config, Models(model), tmp_path)
+    form = FORMS[task.__name__.rpartition(".")[2]]
+    assert asked.value.args[0] == [form.format(caption=f"a red square & {red}") for red in (10, 240)]
