@@ -189,9 +189,8 @@ def test_a_record_without_the_tag_is_a_bad_item():
     source, settings = MemorySource(records), FusionSettings(kind="concat", item="caption", classes=("round",))
 
     def read(on_bad):
-        options = PipelineOptions(
-            batch_size=4, images=ImageOptions(8), shuffle=False, on_bad=on_bad, classes=("round",)
-        )
+        named = {"on_bad": on_bad, "classes": settings.classes}
+        options = PipelineOptions(batch_size=4, images=ImageOptions(8), shuffle=False, **named)
         layout = RowLayout(max_tokens=4, prefix_length=0, bos_id=0, eos_id=0)
         pipeline = Pipeline(source, text=word_items(settings), encode=lambda _: [1], layout=layout, options=options)
         return pipeline.batch(Position(0, 0)), pipeline.bad.report()
