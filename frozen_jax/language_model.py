@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from frozen_jax.convert.lm_weights import export_lm, import_lm
-from frozen_jax.convert.safetensors_reader import SINGLE, SafetensorsDirectory, read_json
+from frozen_jax.convert.safetensors_reader import INDEX, SINGLE, SafetensorsDirectory, read_json
+from frozen_jax.convert.safetensors_writer import save_tensors
 from frozen_jax.convert.tables import Params
 from frozen_jax.errors import UserError
+from frozen_jax.models.hf_config import token_field
 from frozen_jax.models.layers import DType
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.masks import causal_mask, positions_from_mask
 from frozen_jax.models.published import PUBLISHED
 from frozen_jax.sums import SUMS, format_sums, verify_sums
-from frozen_jax.tokenizer import SAVED_FILES, Tokenizer
+from frozen_jax.tokenizer import GENERATION, SAVED_FILES, Tokenizer
+from frozen_jax.workdir import write_json_atomic, write_text_atomic
 
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "tokenizer.model")
 """What is fetched from a hub: no pickles, no code."""
@@ -218,39 +219,33 @@ def read_lm_config(directory_or_hub_id: str | Path) -> LMConfig:
 def save_lm(directory: str | Path, config: LMConfig, params: Params, tokenizer: Tokenizer | None) -> None:
     """Writes a directory that `load_lm` and transformers read: config.json, weights, tokenizer and their SHA256SUMS.
 
-    Each file is written beside its place and then moved there; config.json comes last, so that a directory that has it
-    is complete.
+    With a tokenizer goes generation_config.json, which names all tokens that end a text. Each file is written beside
+    its place and then moved there; config.json comes last, so that a directory that has it is complete. Where the
+    weights in it were in shards, the list of these is removed; the shards stay, and nothing reads them.
 
     Raises:
         UserError: the directory cannot be written, or the disk is full.
     """
     directory = Path(directory)
     content = {**config.to_hf(), "dtype": next(iter(jax.tree.leaves(params))).dtype.name}
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    written = [SINGLE]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             tokenizer.save(directory)
-        tensors = export_lm(config, params)
-        _write_whole(directory / SINGLE, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        written = [SINGLE, *([] if tokenizer is None else SAVED_FILES)]
+            ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": token_field(tokenizer.end_ids)}
+            write_json_atomic(directory / GENERATION, ends)
+            written += [*SAVED_FILES, GENERATION]
+        save_tensors(directory / SINGLE, export_lm(config, params))
+        (directory / INDEX).unlink(missing_ok=True)
         sums = format_sums([("config.json", text.encode()), *((name, directory / name) for name in written)])
-        _write_whole(directory / SUMS, lambda partial: partial.write_text(sums, encoding="utf-8"))
-        _write_whole(directory / "config.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_text_atomic(directory / SUMS, sums)
+        write_text_atomic(directory / "config.json", text)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"the language model cannot be saved in {directory}: {error}; free space or choose another directory"
         ) from error
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path` and moves it there; leaves nothing behind if that fails."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _open_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray], Tokenizer | None]:

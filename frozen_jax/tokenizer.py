@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from frozen_jax.errors import UserError
+from frozen_jax.workdir import write_text_atomic
 
 CONVENTIONAL_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
 """Special tokens by convention of GPT-2 and OPT, whose vocab.json does not mark them; used where they are entries."""
@@ -24,6 +25,9 @@ CONVENTIONAL_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mas
 
 SAVED_FILES = ("tokenizer.json", "tokenizer_config.json")
 """What a saved tokenizer consists of: its tables, and which of its tokens begin and end a text."""
+
+GENERATION = "generation_config.json"
+"""Where a model's directory names all tokens that end a text: `tokenizer_config.json` has place for one."""
 
 
 class Tokenizer:
@@ -138,11 +142,15 @@ class Tokenizer:
         return dict(zip(SAVED_FILES, texts, strict=True))
 
     def save(self, directory: str | Path) -> None:
-        """Writes `SAVED_FILES`."""
+        """Writes `SAVED_FILES`, each beside its place and then moved there.
+
+        Raises:
+            UserError: the disk is full, read-only or failing.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in self.to_files().items():
-            (directory / name).write_text(text, encoding="utf-8")
+            write_text_atomic(directory / name, text)
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, special_tokens: Sequence[str]) -> Tokenizer:
@@ -256,7 +264,7 @@ def _find_stated(backend: tokenizers.Tokenizer, directory: Path, name: str) -> t
 
 def _read_ids(directory: Path, name: str) -> list[int] | None:
     """Returns the ids that the first file with this name gives, none for a null; None where there is no such file."""
-    for file in ("generation_config.json", "config.json"):
+    for file in (GENERATION, "config.json"):
         stated = _read_json(directory / file)
         if f"{name}_token_id" in stated:
             value = stated[f"{name}_token_id"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -18,7 +19,8 @@ import transformers
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import LanguageModel, fingerprint_params, load_lm, save_lm
 from frozen_jax.models.lm import build_lm
-from frozen_jax.tokenizer import train_bpe
+from frozen_jax.sums import SUMS
+from frozen_jax.tokenizer import Tokenizer, train_bpe
 from tests.models.lm_cases import CASES, FAST_COMPILE, GPT2, TOLERANCE, Pair, left_padded, pair
 
 TEXTS = ["a red circle", "a blue square", "is it red?"]
@@ -86,6 +88,17 @@ def test_sharded_directory_is_the_same_model(directory: Path, tmp_path_factory: 
     assert load_lm(sharded).fingerprint == load_lm(directory).fingerprint
 
 
+def test_saved_over_shards_it_is_the_new_model_to_everybody(tmp_path: Path) -> None:
+    source = pair("gpt2")
+    source.torch_model.save_pretrained(tmp_path, max_shard_size="40KB")
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, source.params)
+    save_lm(tmp_path, source.config, params, None)
+    assert not list(tmp_path.glob("*.index.json"))
+    assert load_lm(tmp_path).fingerprint == fingerprint_params(params)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.transformer.wte.weight.detach().numpy(), params["embed"]["embedding"])
+
+
 def test_parameters_are_placed_by_the_caller(directory: Path) -> None:
     seen = []
 
@@ -109,16 +122,48 @@ def test_fingerprint_sees_one_bit_a_name_a_shape_and_a_dtype() -> None:
     assert fingerprint_params(reordered) == fingerprint_params(params)
 
 
-def test_tokenizer_travels_with_the_model(tmp_path: Path) -> None:
+def save_with_tokenizer(directory: Path) -> Tokenizer:
+    """Saves a model of the size of a new tokenizer, which is returned."""
     tokenizer = train_bpe(TEXTS, vocab_size=270, special_tokens=["<|endoftext|>"])
     config = type(pair("gpt2").config).from_hf({**GPT2, "vocab_size": tokenizer.vocab_size})
     initialise = jax.jit(build_lm(config).init, compiler_options=FAST_COMPILE)
     params = initialise(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-    save_lm(tmp_path, config, params, tokenizer)
+    save_lm(directory, config, params, tokenizer)
+    return tokenizer
+
+
+def test_tokenizer_travels_with_the_model(tmp_path: Path) -> None:
+    tokenizer = save_with_tokenizer(tmp_path)
     loaded = load_lm(tmp_path)
     assert loaded.tokenizer is not None
     assert loaded.tokenizer.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
     assert loaded.logits(np.asarray([loaded.tokenizer.encode(TEXTS[0])])).shape[-1] == tokenizer.vocab_size
+
+
+def test_all_tokens_that_end_a_text_travel_too(tmp_path: Path) -> None:
+    """As Qwen2-Instruct names them: one in config.json and tokenizer_config.json, all in generation_config.json."""
+    save_with_tokenizer(tmp_path / "from")
+    (tmp_path / "from" / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
+    (tmp_path / "from" / "SHA256SUMS").unlink()
+    source = load_lm(tmp_path / "from")
+    assert source.tokenizer is not None and source.tokenizer.end_ids == (0, 7)
+    save_lm(tmp_path / "to", source.config, source.params, source.tokenizer)
+    loaded = load_lm(tmp_path / "to")
+    assert loaded.tokenizer is not None and loaded.tokenizer.end_ids == (0, 7)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "to")
+    assert theirs.generation_config.eos_token_id == [0, 7]
+
+
+def test_what_is_saved_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_with_tokenizer(tmp_path / "lm")
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "lm").iterdir()} == dict.fromkeys(
+        ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", SUMS),
+        "0o640",
+    )
 
 
 def test_tokenizer_of_another_model_is_refused(directory: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +121,20 @@ def test_save_is_read_back_with_the_same_ids(tmp_path: Path, small: Tokenizer) -
     again = Tokenizer.from_directory(tmp_path / "new" / "directory")
     assert (again.bos_id, again.eos_id, again.vocab_size) == (0, 1, small.vocab_size)
     assert again.encode(CORPUS[0]) == small.encode(CORPUS[0])
+
+
+def test_a_full_disk_leaves_the_tokenizer_that_was_saved(tmp_path: Path, small: Tokenizer) -> None:
+    small.save(tmp_path)
+    saved = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before, unlimited = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
+        with pytest.raises(UserError, match=r"tokenizer\.json: could not be written \(File too large\)"):
+            small.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        signal.signal(signal.SIGXFSZ, before)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == saved
 
 
 def test_training_settings_in_the_file_neither_cut_nor_pad(tmp_path: Path, small: Tokenizer) -> None:

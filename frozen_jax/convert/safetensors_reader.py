@@ -1,5 +1,7 @@
 """Weights in a Hugging Face directory: one `model.safetensors`, or shards named by `model.safetensors.index.json`.
 
+Where there are both, the single file counts, as for transformers.
+
 Lives here: opening, and errors for what is missing or damaged. Tensors are read only when asked for. What their names
 mean: `tables.py`. Pickled weights (`pytorch_model.bin`) are refused: reading them can run any code.
 """
@@ -35,7 +37,7 @@ class SafetensorsDirectory(Mapping[str, np.ndarray]):
         index = directory / INDEX
         if directory.is_file():
             paths = dict.fromkeys(_names(directory), directory)
-        elif index.is_file():
+        elif index.is_file() and not (directory / SINGLE).is_file():
             listed = read_json(index).get("weight_map")
             if not isinstance(listed, dict):
                 raise UserError(f"{index} has no weight_map; the file is damaged, download it again")

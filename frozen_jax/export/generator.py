@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from frozen_jax.adapters import widen_lm
 from frozen_jax.api import Model
@@ -22,6 +21,7 @@ from frozen_jax.build import PACKAGE
 from frozen_jax.config import Config
 from frozen_jax.convert.generator import generator_table
 from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
+from frozen_jax.convert.safetensors_writer import save_tensors
 from frozen_jax.convert.tables import export_tensors, import_tensors
 from frozen_jax.drawing import lay_out_texts
 from frozen_jax.errors import UserError
@@ -91,7 +91,7 @@ def write_generator(model: Model, config: Config, directory: Path) -> None:
     }
     save_lm(directory / LANGUAGE_MODEL, network.lm.config, model.params["lm"], tokenizer)
     tensors = export_tensors(generator_table(network.generator.config), model.params["generator"])
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(directory / WEIGHTS, tensors)
     write_json_atomic(directory / CONFIG, settings)
     shutil.copyfile(MODELING, directory / MODELING.name)
     write_digests(directory)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +19,13 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from frozen_jax.adapters import widen_lm
 from frozen_jax.api import Model
 from frozen_jax.build import PACKAGE, resolve_path
 from frozen_jax.convert.lm_weights import export_lm
 from frozen_jax.convert.resnet import resnet_table
+from frozen_jax.convert.safetensors_writer import save_tensors
 from frozen_jax.convert.tables import export_tensors
 from frozen_jax.convert.vit import vit_table
 from frozen_jax.errors import UserError
@@ -47,6 +47,7 @@ from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vit import ViT
 from frozen_jax.state import Params, flatten
 from frozen_jax.sums import digest_file
+from frozen_jax.tokenizer import GENERATION
 from frozen_jax.workdir import write_json_atomic, write_text_atomic
 
 MODELING = PACKAGE / "assets" / "pytorch" / "modeling_frozen.py"
@@ -187,11 +188,11 @@ def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | No
         "max_new_tokens": 20,
     }
     tensors = name_tensors(network, model.params, with_lm=reference is None)
-    _save_tensors(tensors, directory)
+    save_tensors(directory / WEIGHTS, tensors)
     tokenizer.save(directory)
     write_json_atomic(directory / CONFIG, config)
     write_json_atomic(directory / PREPROCESSOR, pictures)
-    write_json_atomic(directory / "generation_config.json", generation)
+    write_json_atomic(directory / GENERATION, generation)
     shutil.copyfile(MODELING, directory / MODELING.name)
     write_text_atomic(directory / "README.md", card)
     write_digests(directory)
@@ -221,14 +222,8 @@ def write_encoder(model: Model, directory: Path, *, layout: str) -> None:
             f"--format={layout} is for {needed}; this model has another encoder: use --format=pytorch, whose "
             "model.safetensors has it under 'vision.'"
         )
-    _save_tensors(export_tensors(table, model.params["vision"]), directory)
+    save_tensors(directory / WEIGHTS, export_tensors(table, model.params["vision"]))
     write_digests(directory)
-
-
-def _save_tensors(tensors: Mapping[str, np.ndarray], directory: Path) -> None:
-    path = directory / WEIGHTS
-    save_file(dict(tensors), path, metadata={"format": "pt"})
-    path.chmod(directory.stat().st_mode & 0o666)  # safetensors makes files that their owner alone can read
 
 
 def _describe_clip(encoder: ViT) -> dict[str, Any]:

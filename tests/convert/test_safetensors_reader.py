@@ -43,6 +43,14 @@ def test_reads_names_values_and_dtypes(tmp_path: Path, sharded: bool) -> None:
         source["d"]
 
 
+def test_a_single_file_counts_beside_shards(tmp_path: Path) -> None:
+    write_sharded(tmp_path, SHARDS)
+    save_file({"a": TENSORS["a"] + 1}, tmp_path / SINGLE)
+    source = SafetensorsDirectory(tmp_path)
+    assert list(source) == ["a"]
+    np.testing.assert_array_equal(source["a"], TENSORS["a"] + 1)
+
+
 @pytest.mark.parametrize("keep", [0, 4, 60, 0.99])
 def test_truncated_file_is_named(tmp_path: Path, keep: float) -> None:
     save_file(TENSORS, tmp_path / SINGLE)
