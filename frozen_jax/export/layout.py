@@ -31,6 +31,7 @@ from frozen_jax.models.vision import build_vision
 from frozen_jax.models.vit import ViT
 from frozen_jax.state import Params
 from frozen_jax.sums import digest_file
+from frozen_jax.tokenizer import GENERATION, SAVED_FILES
 from frozen_jax.workdir import read_json
 
 MODEL_TYPE = "frozen"
@@ -40,7 +41,7 @@ CONFIG, WEIGHTS, PREPROCESSOR, DIGESTS = (
     "preprocessor_config.json",
     "digests.json",
 )
-VERIFIED = (CONFIG, WEIGHTS, PREPROCESSOR, "tokenizer.json", "tokenizer_config.json")
+VERIFIED = (CONFIG, WEIGHTS, PREPROCESSOR, *SAVED_FILES, GENERATION)
 """Files that decide what a model says: checked against `digests.json` before they are read."""
 
 _ENCODERS = {"nf_resnet": "nf_resnet50", "resnet": "resnet50", "vit": "vit"}
@@ -167,6 +168,8 @@ def verify(directory: Path) -> None:
     if not isinstance(listed, dict):
         raise UserError(f"{directory / DIGESTS}: has no sha256 of files; export the model again")
     for name in VERIFIED:
+        if name == GENERATION and name not in listed and not (directory / name).exists():
+            continue  # without it the tokenizer names the one token that ends a text
         if name not in listed:
             raise UserError(f"{directory / DIGESTS}: does not list {name}; export the model again")
         if not (directory / name).is_file():

@@ -69,7 +69,7 @@ def test_success_is_reported_after_both_comparisons(run):
         f"{directory / 'out'}: read back by frozen_jax, every parameter bit for bit; in PyTorch 5 of 5"
     )
     written = {path.name for path in (directory / "out").iterdir()}
-    assert written == {*VERIFIED, DIGESTS, "generation_config.json", "modeling_frozen.py", "README.md"}
+    assert written == {*VERIFIED, DIGESTS, "modeling_frozen.py", "README.md"}
     assert {path.name for path in directory.iterdir()} == {"w", "out"}, "nothing is left beside it"
     card = (directory / "out" / "README.md").read_text()
     assert "93.25" in card and "fake:8" in card and "Licence" in card
@@ -154,6 +154,22 @@ def test_a_list_of_digests_that_leaves_a_file_out_is_refused(run, tmp_path):
     (tmp_path / "copy" / DIGESTS).write_text(json.dumps(listed))
     with pytest.raises(UserError, match=rf"does not list {WEIGHTS}"):
         frozen_jax.load(tmp_path / "copy")
+
+
+def test_what_ends_texts_is_verified_where_there_is_such_a_file(run, tmp_path):
+    copy = shutil.copytree(run[0] / "out", tmp_path / "copy")
+    path = copy / "generation_config.json"
+    ends = json.loads(path.read_text())
+    path.write_text(json.dumps({**ends, "eos_token_id": [0, 5, 6]}))
+    with pytest.raises(UserError, match=r"generation_config\.json is damaged or was changed"):
+        frozen_jax.load(copy)
+    listed = json.loads((copy / DIGESTS).read_text())
+    del listed["sha256"]["generation_config.json"]
+    (copy / DIGESTS).write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=r"does not list generation_config\.json"):
+        frozen_jax.load(copy)
+    path.unlink()
+    assert frozen_jax.load(copy).tokenizer.end_ids == (0,)
 
 
 @pytest.mark.parametrize(
