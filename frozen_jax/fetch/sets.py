@@ -1,7 +1,7 @@
 """A set of `packages.py` as a folder: made of its packages once, verified afterwards, found where it is needed.
 
-`tools/fetch_data.py` makes sets on request; `locate` finds a file of one for a released model (`released.py`), and
-fetches it into this user's cache where it is not here.
+`tools/fetch_data.py` makes sets on request; `locate` finds one, or a file of one, for a released model (`released.py`),
+and fetches it into this user's cache where it is not here.
 """
 
 from __future__ import annotations
@@ -138,25 +138,32 @@ def find_cache() -> Path:
 
 
 def is_member(path: str) -> bool:
-    """Whether a path ends as that of a file that a set has as its package has it, such as smollm2/NAME.gguf."""
-    return Path(path).name in MEMBERS.get(Path(path).parent.name, {}).values()
+    """Whether others can get what lies at a path: a set that has files as its package has them, or one of these files.
+
+    A file is known by its end, such as smollm2/NAME.gguf. A whole set, such as fetched/minilm, is known only where
+    `tools.fetch_data` and `locate` put sets: elsewhere a model of one's own may well be called minilm.
+    """
+    given = Path(path)
+    whole = given.name in MEMBERS and given.parent.name in (FETCHED.name, find_cache().name)
+    return whole or given.name in MEMBERS.get(given.parent.name, {}).values()
 
 
 def locate(path: str) -> Path:
-    """Returns where a file of a set is: there, or in the cache, into which its set is fetched if need be.
+    """Returns where a set or a file of one is: there, or in the cache, into which the set is fetched if need be.
 
     What is fetched, how far it is and its licence is told on stderr: what a program prints are its answers.
 
     Args:
-        path: as `tools.fetch_data` lays it out, "data/fetched/SET/FILE".
+        path: as `tools.fetch_data` lays it out, "data/fetched/SET" or "data/fetched/SET/FILE"; see `is_member`.
 
     Raises:
         UserError: it is nowhere, and cannot be fetched; or what is in the cache was changed.
     """
     if Path(path).exists():
         return Path(path)
-    name, cache = Path(path).parent.name, find_cache()
-    cached = cache / name / Path(path).name
+    given, cache = Path(path), find_cache()
+    name = given.name if given.name in MEMBERS else given.parent.name
+    cached = cache / name if given.name == name else cache / name / given.name
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(sys.stderr if not cached.exists() else io.StringIO()):

@@ -9,7 +9,7 @@ import pytest
 from frozen_jax.errors import UserError
 from frozen_jax.fetch import sets
 from frozen_jax.fetch.packages import MEMBERS, SETS
-from frozen_jax.fetch.sets import fetch, is_member, locate
+from frozen_jax.fetch.sets import fetch, find_cache, is_member, locate
 from frozen_jax.fetch.split import Entry
 from frozen_jax.tools.fetch_data import main
 from tests.fetch.archives import make_deb, make_wheel
@@ -98,6 +98,7 @@ def test_a_file_that_is_not_here_is_fetched_into_the_cache_once(tmp_path, served
     assert "licence Apache-2.0" in told.err and not told.out
     monkeypatch.setattr(sets, "download", None)
     assert locate(wanted) == found and not any(capsys.readouterr())
+    assert locate("data/fetched/smollm2") == found.parent
     found.write_bytes(b"changed")
     with pytest.raises(UserError, match="has changed"):
         locate(wanted)
@@ -119,3 +120,6 @@ def test_files_that_anybody_can_fetch_are_known():
     assert is_member("data/fetched/efficientnet/efficientnet_lite0.pth")
     assert not is_member("/models/my.gguf") and not is_member("data/fetched/smollm2/my.gguf")
     assert not is_member("data/fetched/stamps/train.jsonl")
+    assert is_member("data/fetched/minilm") and is_member(str(find_cache() / "smollm2"))
+    for path in ("data/fetched/stamps", "data/fetched/mine", "/models/minilm", "somebody/minilm", "minilm", ""):
+        assert not is_member(path), path
