@@ -31,7 +31,7 @@ from frozen_jax.models.layers import DType
 from frozen_jax.models.lm import LMConfig, build_lm, lm_config_from_hf
 from frozen_jax.models.masks import causal_mask, positions_from_mask
 from frozen_jax.models.published import PUBLISHED
-from frozen_jax.sums import SUMS, format_sums, verify_sums
+from frozen_jax.sums import SUMS, format_sums, verify_file, verify_sums
 from frozen_jax.tokenizer import GENERATION, SAVED_FILES, Tokenizer
 from frozen_jax.workdir import write_json_atomic, write_text_atomic
 
@@ -256,6 +256,7 @@ def _open_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarra
         return read_json(path / "config.json"), SafetensorsDirectory(path), _read_tokenizer(path)
     from frozen_jax.convert.gguf_reader import read_gguf
 
+    verify_file(gguf)
     return read_gguf(gguf)
 
 

@@ -28,6 +28,7 @@ from frozen_jax.models.nf_resnet import NFResNet
 from frozen_jax.models.resnet import ResNet
 from frozen_jax.models.vit import ViT
 from frozen_jax.state import Params
+from frozen_jax.sums import verify_file, verify_sums
 
 
 def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
@@ -77,7 +78,14 @@ def _find(path_or_hub_id: str) -> Path:
 
 
 def _open(path: Path) -> Mapping[str, np.ndarray]:
-    """Reads names, or all tensors of a file of torch's; in a directory such a file counts where nothing else is."""
+    """Reads names, or all tensors of a file of torch's; in a directory such a file counts where nothing else is.
+
+    A SHA256SUMS in the directory, or beside the file, vouches for what is read.
+    """
+    if path.is_dir():
+        verify_sums(path)
+    else:
+        verify_file(path)
     if path.is_dir() and not any(path.glob("*.safetensors*")):
         files = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
         path = files[0] if len(files) == 1 else path

@@ -34,6 +34,8 @@ FOLDER = PACKAGE / "assets" / "released"
 OWNER = "frozen_jax"
 """What stands before the name of a released model."""
 FROZEN, CARD = "frozen.json", "README.md"
+LISTED = (CONFIG, FROZEN, SINGLE)
+"""What SHA256SUMS vouches for."""
 DTYPE = np.dtype(np.float16)
 ASKED = r"batch_size|max_new_tokens|(caption|vqa)/.*|classify/(prompts|name_format)|generate/(steps|guidance)"
 """Paths of the settings of `evaluate` that say how the model is asked."""
@@ -72,9 +74,9 @@ def read_release(directory: Path) -> Config:
     """Returns the config of a released model's run, once all files are as they were written.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing, damaged or not listed in SHA256SUMS.
     """
-    verify_sums(directory)
+    verify_sums(directory, required=LISTED)
     return from_config_dict(read_json(directory / CONFIG))
 
 
@@ -141,7 +143,7 @@ def write_release(directory: Path, config: Config, towers: Towers, trained: Para
     write_json_atomic(directory / CONFIG, describe_release(config))
     write_json_atomic(directory / FROZEN, _fingerprint(towers))
     write_text_atomic(directory / CARD, card)
-    write_text_atomic(directory / SUMS, format_sums((name, directory / name) for name in (CONFIG, FROZEN, SINGLE)))
+    write_text_atomic(directory / SUMS, format_sums((name, directory / name) for name in LISTED))
 
 
 def describe_release(config: Config) -> dict[str, Any]:

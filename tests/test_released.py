@@ -1,5 +1,6 @@
 """Released models: written, read back bit for bit, refused when damaged or through other towers, found by name."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -17,8 +18,8 @@ from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
 from frozen_jax.demo.answers import Wording
 from frozen_jax.errors import UserError
 from frozen_jax.fetch.sets import is_member
-from frozen_jax.released import describe_release, find_model, list_released, read_release, round_half
-from frozen_jax.restore import load_run, read_run, read_settings
+from frozen_jax.released import describe_release, find_model, list_released, read_release, round_half, write_release
+from frozen_jax.restore import load_run, read_run, read_settings, restore_run
 from frozen_jax.state import flatten
 from frozen_jax.sums import SUMS, format_sums
 from frozen_jax.tools import caption, export
@@ -112,6 +113,20 @@ def test_a_changed_file_is_refused_by_name(copy, name):
         frozen_jax.load(copy)
 
 
+@pytest.mark.parametrize("lines", [None, 0, 2], ids=["no list", "empty", "cut"])
+def test_a_file_that_no_list_vouches_for_is_refused(copy, lines):
+    """An edited config would else be taken: it says how pictures are seen, and no digest is in it."""
+    listed = (copy / SUMS).read_text().splitlines(keepends=True)
+    (copy / SUMS).unlink()
+    if lines is not None:
+        (copy / SUMS).write_text("".join(listed[:lines]))
+    unlisted = LISTED[lines or 0]
+    with pytest.raises(
+        UserError, match=rf"SHA256SUMS is missing or does not list {unlisted}, .* whole directory again"
+    ):
+        frozen_jax.load(copy)
+
+
 def test_another_language_model_and_another_shape_are_refused(copy):
     found = json.loads((copy / "frozen.json").read_text())
     (copy / "frozen.json").write_text(json.dumps({**found, "language model": "0" * 64}))
@@ -159,6 +174,15 @@ def test_a_name_means_the_same_model_everywhere(folder, tmp_path, monkeypatch, c
     assert capsys.readouterr().out.startswith("a.bmp: ")
     with pytest.raises(UserError, match="holds no run"):
         export.export(folder / "models" / "tiny", tmp_path / "out")
+
+
+def test_a_run_on_a_whole_fetched_set_is_released(folder, tmp_path):
+    """MiniLM is a directory, which `lm.path` names in configs/stamps_fusion.py."""
+    config = read_run(folder / "run")
+    towers, _, trained = restore_run(config, folder / "run")
+    lm = dataclasses.replace(config.lm, path="data/fetched/minilm")
+    write_release(tmp_path, dataclasses.replace(config, lm=lm), towers, jax.device_get(trained), card="")
+    assert read_release(tmp_path).lm.path == "data/fetched/minilm"
 
 
 def write_bmp():

@@ -9,7 +9,9 @@ import pytest
 from frozen_jax.build import PACKAGE
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import load_lm
-from frozen_jax.sums import SUMS, verify_sums
+from frozen_jax.models.vision import build_vision
+from frozen_jax.pretrained_vision import load_vision
+from frozen_jax.sums import SUMS, format_sums, verify_sums
 
 SHIPPED = sorted(path.parent for path in (PACKAGE / "assets").glob("*/model.safetensors"))
 
@@ -50,6 +52,26 @@ def test_a_damaged_list_is_refused_and_leads_nowhere(copy, line):
     (copy / SUMS).write_text(f"{line}\n")
     with pytest.raises(UserError, match="is damaged; restore the directory"):
         verify_sums(copy)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "directory"])
+def test_one_file_of_weights_is_compared_with_the_list_beside_it(tmp_path, whole):
+    """As `tools.fetch_data` leaves a language model and an encoder."""
+    opened = {
+        "lm": ("tiny.gguf", lambda path: load_lm(path)),
+        "encoder": ("tiny.pth", lambda path: load_vision(str(path), build_vision("efficientnet_lite0"))),
+    }
+    for folder, (name, read) in opened.items():
+        file = tmp_path / folder / name
+        file.parent.mkdir()
+        file.write_bytes(bytes(64))
+        (file.parent / SUMS).write_text(f"{'0' * 64}  pictures/a.png\n" * (not whole) + f"{'1' * 64}  {name}\n")
+        with pytest.raises(UserError, match=rf"/{name} is not what SHA256SUMS beside it lists"):
+            read(file.parent if whole else file)
+        (file.parent / SUMS).write_text(format_sums([(name, file)]))
+        with pytest.raises(UserError) as caught:  # 64 zeros are no weights
+            read(file.parent if whole else file)
+        assert SUMS not in str(caught.value)
 
 
 def test_the_systems_program_reads_the_list(copy):
