@@ -14,7 +14,7 @@ from frozen_jax.config import Config, MeshSettings, from_config_dict, identify
 from frozen_jax.data.records import Source, read_usable
 from frozen_jax.data.sources import choose_first, open_splits
 from frozen_jax.errors import UserError
-from frozen_jax.export.layout import is_export
+from frozen_jax.export.layout import GENERATOR_TYPE, MODEL_TYPE, is_export, read_type
 from frozen_jax.export.read import load_export
 from frozen_jax.models.lm import lm_config_from_hf
 from frozen_jax.processes import is_first, wait_for_all
@@ -30,6 +30,12 @@ END_OF_TEXT = "<|endoftext|>"
 
 TOKENIZER_RECORDS = 5_000
 """Training records whose texts a tokenizer made from scratch sees."""
+
+_EXPORTS = {
+    MODEL_TYPE: "it holds an exported model, which frozen_jax.load reads; ",
+    GENERATOR_TYPE: "it holds the export of a picture generator, which PyTorch alone reads (modeling_generator.py); ",
+}
+"""What to say of a directory that is no run, by its model_type."""
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -93,7 +99,7 @@ def read_run(directory: Path) -> Config:
     """
     lacks = [name for name in (CONFIG, "checkpoints") if not (directory / name).exists()]
     if lacks:
-        advice = "it holds an exported model, which frozen_jax.load reads; " if is_export(directory) else ""
+        advice = _EXPORTS.get(read_type(directory) or "", "")
         raise UserError(f"{directory} holds no run (no {lacks[0]}); {advice}give the --workdir of a training run")
     return from_config_dict(read_json(directory / CONFIG))
 

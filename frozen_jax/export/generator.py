@@ -26,7 +26,7 @@ from frozen_jax.convert.tables import export_tensors, import_tensors
 from frozen_jax.drawing import lay_out_texts
 from frozen_jax.errors import UserError
 from frozen_jax.export.check import import_modeling
-from frozen_jax.export.layout import CONFIG, WEIGHTS
+from frozen_jax.export.layout import CONFIG, GENERATOR_TYPE, WEIGHTS
 from frozen_jax.export.write import write_digests
 from frozen_jax.flow import TIME_MEAN, follow, guided_velocity, to_pixels
 from frozen_jax.language_model import load_lm, save_lm
@@ -35,7 +35,6 @@ from frozen_jax.state import flatten
 from frozen_jax.workdir import write_json_atomic
 
 MODELING = PACKAGE / "assets" / "pytorch" / "modeling_generator.py"
-MODEL_TYPE = "frozen_generator"
 LANGUAGE_MODEL = "language_model"
 
 TOLERANCE = 1e-4
@@ -82,12 +81,14 @@ def write_generator(model: Model, config: Config, directory: Path) -> None:
     network, tokenizer = model.network, model.tokenizer
     assert network.generator is not None
     settings = {
-        "model_type": MODEL_TYPE,
+        "model_type": GENERATOR_TYPE,
         **dataclasses.asdict(network.generator.config),
         "time_mean": TIME_MEAN,
         "caption_format": config.data.caption_format,
         "add_bos": model.bos and tokenizer.bos_id is not None,
         "add_eos": tokenizer.eos_id is not None,
+        "steps": config.evaluate.generate.steps,
+        "guidance": config.evaluate.generate.guidance,
     }
     save_lm(directory / LANGUAGE_MODEL, network.lm.config, model.params["lm"], tokenizer)
     tensors = export_tensors(generator_table(network.generator.config), model.params["generator"])

@@ -35,6 +35,8 @@ from frozen_jax.tokenizer import GENERATION, SAVED_FILES
 from frozen_jax.workdir import read_json
 
 MODEL_TYPE = "frozen"
+GENERATOR_TYPE = "frozen_generator"
+"""Of the export of a picture generator, which PyTorch alone reads."""
 CONFIG, WEIGHTS, PREPROCESSOR, DIGESTS = (
     "config.json",
     "model.safetensors",
@@ -153,7 +155,13 @@ def read_tensors(
 
 def is_export(directory: Path) -> bool:
     """Whether a directory was exported, here or by transformers' `save_pretrained`; otherwise it may be a workdir."""
-    return (directory / CONFIG).is_file() and read_json(directory / CONFIG).get("model_type") == MODEL_TYPE
+    return read_type(directory) == MODEL_TYPE
+
+
+def read_type(directory: Path) -> str | None:
+    """Returns the model_type in the config.json of a directory, or None where there is none, as in a workdir."""
+    found = read_json(directory / CONFIG).get("model_type") if (directory / CONFIG).is_file() else None
+    return found if isinstance(found, str) else None
 
 
 def verify(directory: Path) -> None:

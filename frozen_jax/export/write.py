@@ -266,6 +266,6 @@ def write_stablehlo(model: Model, directory: Path) -> None:
 
 
 def write_digests(directory: Path) -> None:
-    """Writes the SHA-256 of every file beside it into `digests.json`."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    write_json_atomic(directory / DIGESTS, {"sha256": {path.name: digest_file(path) for path in files}})
+    """Writes the SHA-256 of every file in it, of those in folders too, into `digests.json`."""
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    write_json_atomic(directory / DIGESTS, {"sha256": {name: digest_file(directory / name) for name in names}})

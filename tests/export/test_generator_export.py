@@ -1,17 +1,22 @@
 """A generator in PyTorch against the one here: every bit, velocities, pictures from the same noise; and none else's."""
 
+import copy
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
+import frozen_jax
 from frozen_jax.api import Model
 from frozen_jax.config import from_config_dict
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.errors import UserError
+from frozen_jax.export.check import import_modeling
 from frozen_jax.export.generator import (
     check_generator_round_trip,
     compare_generators,
@@ -24,6 +29,7 @@ from frozen_jax.models.generator import Generator, GeneratorConfig
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.quantise import quantise_lm
 from frozen_jax.state import flatten
+from frozen_jax.sums import digest_file
 from frozen_jax.tokenizer import Tokenizer
 from frozen_jax.tools.export import main
 from tests.export.cases import LMS, SIDE, draw, save_run
@@ -63,6 +69,38 @@ def test_velocities_and_pictures_are_equal(lm, tiny_config, tiny_lm, tmp_path):
         check_generator_round_trip(model, tmp_path)
     with pytest.raises(UserError, match="PyTorch disagrees: velocities differ"):
         compare_generators(model, config, tmp_path)
+
+
+@pytest.fixture
+def exported(tiny_config, tiny_lm, tmp_path):
+    """A model's export, by a run that is evaluated with 3 steps."""
+    tiny_config.evaluate.generate.update({"steps": 3, "guidance": 1.5})
+    write_generator(widen_generator(build_generator_model("gpt2", tiny_lm)), from_config_dict(tiny_config), tmp_path)
+    return tmp_path
+
+
+def test_pytorch_draws_as_the_run_does_and_on_the_device_of_the_weights(exported):
+    theirs = import_modeling(exported / "modeling_generator.py").PictureGenerator.from_pretrained(exported)
+    pictures = theirs.draw([" a red patch", None])
+    assert torch.equal(pictures, theirs.draw([" a red patch", None], steps=3, guidance=1.5))
+    assert not torch.equal(pictures, theirs.draw([" a red patch", None], steps=3, guidance=2.0))
+    wide = copy.deepcopy(theirs).double().draw([" a red patch", None])
+    assert (wide.int() - pictures.int()).abs().max() <= 1
+    with torch.device("meta"):  # where something is made without a device, it is made there
+        assert torch.equal(theirs.draw([" a red patch", None]), pictures)
+    elsewhere = theirs.to("meta").draw([" a red patch", None])
+    assert elsewhere.device.type == "meta" and elsewhere.shape == pictures.shape
+
+
+def test_every_file_has_a_digest_and_only_pytorch_reads_them(exported):
+    listed = json.loads((exported / "digests.json").read_text())["sha256"]
+    files = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    assert listed.keys() == files - {"digests.json"} and "language_model/model.safetensors" in listed
+    assert all(digest_file(exported / name) == digest for name, digest in listed.items())
+    with pytest.raises(UserError, match=r"export of a picture generator, which PyTorch alone reads .*--workdir of a"):
+        frozen_jax.load(exported)
+    others = (exported / "config.json").stat().st_mode & 0o777
+    assert (exported / "model.safetensors").stat().st_mode & 0o777 == others
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -114,13 +114,14 @@ class PictureGenerator(nn.Module):
         ids = tokenizer.encode(text, add_special_tokens=False)
         before = [tokenizer.bos_token_id] if self.config["add_bos"] else []
         after = [tokenizer.eos_token_id] if self.config["add_eos"] else []
-        words = self.language_model.get_input_embeddings()(torch.tensor([[*before, *ids, *after]]))
+        tokens = torch.tensor([[*before, *ids, *after]], device=self.queries.device)
+        words = self.language_model.get_input_embeddings()(tokens)
         hidden = self.language_model.base_model(inputs_embeds=torch.cat([words, self.queries[None]], dim=1))
         return self.condition(self.condition_norm(hidden.last_hidden_state[0, -len(self.queries) :]))
 
     def forward(self, noisy, times, condition):
         """Names the clean pictures [B, side, side, 3] behind noisy ones at times [B], for conditions [B, Q, E]."""
-        turns = torch.exp(torch.linspace(math.log(0.5), math.log(16.0), 32))
+        turns = torch.exp(torch.linspace(math.log(0.5), math.log(16.0), 32, device="cpu")).to(times)
         angles = 2 * math.pi * times[:, None] * turns
         time = self.time_out(functional.silu(self.time_in(torch.cat([angles.sin(), angles.cos()], dim=1))))
         steering = functional.silu(time + self.text(condition.flatten(1)))
@@ -142,31 +143,33 @@ class PictureGenerator(nn.Module):
         """Returns where noisy pictures move at a time (a number below 1)."""
         rows = len(noisy)
         both = torch.cat([condition, self.no_text.expand(rows, -1, -1)])
-        named = self(torch.cat([noisy, noisy]), torch.full((2 * rows,), time), both)
+        named = self(torch.cat([noisy, noisy]), noisy.new_full((2 * rows,), time), both)
         told, untold = named.chunk(2)
         return (untold + guidance * (told - untold) - noisy) / (1 - time)
 
     @torch.no_grad()
-    def draw(self, texts, *, steps=20, guidance=2.0, seed=0, noise=None):
+    def draw(self, texts, *, steps=None, guidance=None, seed=0, noise=None):
         """Draws a picture of each text.
 
         Args:
             texts: worded as in training; `config.json` has the wording as `caption_format`. None draws without a text.
-            steps: from noise to picture.
-            guidance: 1 follows the text alone, more exaggerates it.
-            seed: of the noise, where `noise` is None.
+            steps: from noise to picture; None takes those of `config.json`, by which the run was evaluated.
+            guidance: 1 follows the text alone, more exaggerates it; None likewise.
+            seed: of the noise, where `noise` is None; the same noise on every device.
             noise: standard normal, float32 [B, side, side, 3].
 
         Returns:
-            uint8 [B, side, side, 3].
+            uint8 [B, side, side, 3], on the device of the weights.
         """
+        steps = self.config["steps"] if steps is None else steps
+        guidance = self.config["guidance"] if guidance is None else guidance
         if noise is None:
             shape = (len(texts), self.side, self.side, 3)
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        even = torch.arange(steps + 1) / steps
+            noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+        even = torch.arange(steps + 1, device="cpu") / steps
         odds = math.exp(self.config["time_mean"])
         times = (odds * even / (odds * even + 1 - even)).tolist()
-        condition, noisy = self.read(texts), noise
+        condition, noisy = self.read(texts), noise.to(self.queries)
         for time, later in itertools.pairwise(times[:-1]):
             first = self.velocity(noisy, time, condition, guidance=guidance)
             second = self.velocity(noisy + (later - time) * first, later, condition, guidance=guidance)
