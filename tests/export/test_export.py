@@ -355,13 +355,16 @@ def test_int8_kernels_are_multiplied_out():
 DOCUMENT = Path(__file__).parents[2] / "docs/export.md"
 
 
-def test_the_documents_commands_and_examples_run(run, tmp_path, monkeypatch):
-    """On the small run in place of the quickstart's; its export is there already."""
+def test_the_documents_commands_and_examples_run(run, tiny_config, tmp_path, monkeypatch):
+    """On the small run in place of the quickstart's, whose export is there already, and on a small generator's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [str(tmp_path / "modules"), *sys.path])
     shutil.copytree(run[0] / "w", "runs/quickstart")
     shutil.copytree(run[0] / "out", "runs/quickstart_pytorch")
+    tiny_config.vision.name, tiny_config.vision.options = "", {}
+    tiny_config.generator.update({"name": "unet", "width": 16, "channels": (16, 32)})
+    save_run(tiny_config, tmp_path / "runs" / "generate")
     PIL.Image.new("RGB", (20, 30), "red").save("a.png")
     text = DOCUMENT.read_text().replace("64, 64, 3", f"{SIDE}, {SIDE}, 3")
     commands = re.findall(r"^    python -m frozen_jax\.tools\.export (.*)$", text, re.MULTILINE)
@@ -369,9 +372,10 @@ def test_the_documents_commands_and_examples_run(run, tmp_path, monkeypatch):
     for command in commands[1:]:
         tool.main(command.split())
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
+    made = {}
     for number, code in enumerate(examples):
-        monkeypatch.delitem(sys.modules, "modeling_frozen", raising=False)
-        made = {}
+        for module in ("modeling_frozen", "modeling_generator"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
         exec(compile(code, f"docs/export.md example {number}", "exec"), made)
-    assert made["vectors"].shape == (2, 2, 16)
+    assert made["vectors"].shape == (2, 2, 16) and made["pictures"].shape == (1, SIDE, SIDE, 3)
