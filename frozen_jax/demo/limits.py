@@ -7,6 +7,7 @@ links. What the page loads comes from itself; the policy that it is sent with ha
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -36,6 +37,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'self'"
 )
+_FORM = re.compile(rb"multipart/form-data; ?boundary=([\w-]+)")
 _HEADERS = (
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -50,7 +52,7 @@ class Limits:
     Attributes:
         upload_bytes: of one picture file.
         body_bytes: of any other request.
-        stored_bytes: of all uploads that are on disk; they are deleted after `stored_s`.
+        stored_bytes: what all uploads take on the disk; they are deleted after `stored_s`.
         stored_s: seconds that an upload is kept.
         per_minute: uploads and questions of one client, on average.
         burst: of these at once.
@@ -124,6 +126,8 @@ class Guard:
         self._open[client] = self._open.get(client, 0) + 1
         try:
             self._check(scope, client)
+            if scope["path"] == UPLOAD:
+                await self._check_room()
             if scope["method"] == "POST":
                 receive = await self._limit_body(scope, receive)
             await self.app(scope, receive, _with_headers(send))
@@ -147,7 +151,10 @@ class Guard:
             wait_s = self._rates.take(client)
             if wait_s:
                 raise Refusal(429, f"That was a little fast. Please wait {wait_s:.0f} s and try again.")
-        if path == UPLOAD and measure_folder(self.uploads) > self.limits.stored_bytes:
+
+    async def _check_room(self) -> None:
+        stored = await asyncio.to_thread(measure_folder, self.uploads)  # a walk, which others need not wait for
+        if stored > self.limits.stored_bytes:
             raise Refusal(507, "The page has no more room for pictures. Please try again in an hour.")
 
     def _is_ours(self, name: str) -> bool:
@@ -164,7 +171,7 @@ class Guard:
         if not length.isdigit() or len(length) > 12 or int(length) > most:
             raise Refusal(413, f"That is too large. At most {self.limits.upload_bytes // 2**20} MB are allowed.")
         if upload:
-            return _count_bytes(receive, most)
+            return _watch_upload(receive, most, _find_boundary(scope))
         body, more = b"", True
         while more:
             message = await receive()
@@ -192,14 +199,15 @@ class Guard:
 
 
 def measure_folder(folder: Path) -> int:
-    """Returns the bytes of all files below a folder."""
+    """Returns the bytes that all below a folder takes on the disk: whole blocks, those of sub-folders too."""
     total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
             try:
-                total += os.path.getsize(os.path.join(place, name))
+                status = os.lstat(os.path.join(place, name))
             except OSError:  # deleted meanwhile
                 continue
+            total += max(status.st_size, 512 * status.st_blocks)  # some disks give blocks to a file later
     return total
 
 
@@ -216,18 +224,37 @@ def _find_paths(content: Any) -> Iterator[Any]:
             left += value
 
 
-def _count_bytes(receive: Receive, most: int) -> Receive:
-    count = 0
+def _find_boundary(scope: Message) -> bytes:
+    """Returns what stands before each part of an upload's form.
 
-    async def counted() -> Message:
-        nonlocal count
+    Forms are told apart by browsers' own plain line alone, so that the parser behind can read nothing else from it.
+    """
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    form = _FORM.fullmatch(types[0]) if len(types) == 1 else None
+    if form is None:
+        raise Refusal(400, "That is no upload of this page.")
+    return b"--" + form[1]
+
+
+def _watch_upload(receive: Receive, most: int, boundary: bytes) -> Receive:
+    """Returns what reads an upload, and refuses one of more bytes, or of more than the one file that the page sends."""
+    count, parts, end = 0, 0, b""
+
+    async def watched() -> Message:
+        nonlocal count, parts, end
         message = await receive()
-        count += len(message.get("body", b""))
+        body = message.get("body", b"")
+        count += len(body)
         if count > most:
             raise Refusal(413, "That is too large.")
+        end += body  # begins with the last bytes of the message before: a boundary may lie across
+        parts += end.count(boundary)
+        end = end[1 - len(boundary) :]
+        if parts > 2:  # before the file and behind it
+            raise Refusal(400, "One picture at a time, please.")
         return message
 
-    return counted
+    return watched
 
 
 def _with_headers(send: Send) -> Send:

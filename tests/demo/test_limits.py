@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
+import threading
 
 import pytest
 
-from frozen_jax.demo.limits import JOIN, UPLOAD, Guard, Limits, Rates
+from frozen_jax.demo import limits
+from frozen_jax.demo.limits import JOIN, UPLOAD, Guard, Limits, Rates, measure_folder
 
 
 async def page(scope, receive, send):
@@ -19,7 +22,10 @@ async def page(scope, receive, send):
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-def ask(guard, method="GET", path="/", *, chunks=(b"",), length=None, client="10.0.0.1"):
+FORM = ((b"content-type", b"multipart/form-data; boundary=----WebKitFormBoundaryx7"),)
+
+
+def ask(guard, method="GET", path="/", *, chunks=(b"",), length=None, client="10.0.0.1", headers=FORM):
     """Returns status, body and headers of a request."""
     waiting = [
         {"type": "http.request", "body": chunk, "more_body": number < len(chunks)}
@@ -33,8 +39,8 @@ def ask(guard, method="GET", path="/", *, chunks=(b"",), length=None, client="10
     async def send(message):
         sent.append(message)
 
-    headers = [] if length is None else [(b"content-length", str(length).encode())]
-    scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": (client, 1234)}
+    said = [] if length is None else [(b"content-length", str(length).encode())]
+    scope = {"type": "http", "method": method, "path": path, "headers": [*headers, *said], "client": (client, 1234)}
     asyncio.run(guard(scope, receive, send))
     return sent[0]["status"], sent[1]["body"], dict(sent[0]["headers"])
 
@@ -95,11 +101,11 @@ def test_a_request_names_uploaded_files_alone(guard, tmp_path):
 
 
 def test_sizes_are_limited_said_or_not(guard):
-    limits = guard.limits
-    half = b"x" * (limits.upload_bytes // 2)
-    assert ask(guard, "POST", UPLOAD, chunks=[half, half])[:2] == (200, str(limits.upload_bytes).encode())
+    limit = guard.limits.upload_bytes
+    half = b"x" * (limit // 2)
+    assert ask(guard, "POST", UPLOAD, chunks=[half, half])[:2] == (200, str(limit).encode())
     assert ask(guard, "POST", UPLOAD, chunks=[half, half, half])[0] == 413
-    status, body, _ = ask(guard, "POST", UPLOAD, length=limits.upload_bytes + 2**17)
+    status, body, _ = ask(guard, "POST", UPLOAD, length=limit + 2**17)
     assert status == 413 and b"At most 10 MB" in body
     for length in ("x", "-1", "9" * 5000):
         assert ask(guard, "POST", UPLOAD, length=length)[0] == 413
@@ -132,13 +138,58 @@ def test_rates_fill_up_again_and_forget():
 
 
 def test_the_disk_is_not_filled(tmp_path):
-    guard = Guard(page, limits=Limits(stored_bytes=1000), uploads=tmp_path)
+    """What counts are blocks: a file of a byte takes a whole one, and so does the folder that it lies in."""
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "picture").write_bytes(bytes(1000))
+    (tmp_path / "a" / "picture").write_bytes(bytes(100_000))
+    stored = measure_folder(tmp_path)
+    assert 100_000 < stored < 200_000
+    guard = Guard(page, limits=Limits(stored_bytes=stored), uploads=tmp_path)
     assert ask(guard, "POST", UPLOAD)[0] == 200
     (tmp_path / "another").write_bytes(b"x")
+    assert measure_folder(tmp_path) - stored == 512 * os.stat(tmp_path / "another").st_blocks >= 512
     assert ask(guard, "POST", UPLOAD)[0] == 507
     assert ask(guard, "POST", JOIN, chunks=[b"{}"])[0] == 200
+
+
+def test_other_requests_do_not_wait_while_uploads_are_measured(guard, monkeypatch):
+    threads = []
+    monkeypatch.setattr(limits, "measure_folder", lambda folder: threads.append(threading.current_thread()) or 0)
+    assert ask(guard, "POST", UPLOAD)[0] == 200
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+def write_form(*files):
+    """What a browser sends for these files."""
+    line = b"------WebKitFormBoundaryx7"
+    said = b'Content-Disposition: form-data; name="files"; filename="a.png"'
+    parts = [b"\r\n".join((line, said, b"", content, b"")) for content in files]
+    return b"".join(parts) + line + b"--\r\n"
+
+
+def test_an_upload_is_one_file(guard):
+    """Each file of a form would get a folder of its own: a request made a thousand of each."""
+    one, two = write_form(b'\x89PNG filename="a" --'), write_form(b"a", b"b")
+    for size in (7, 64, 10_000):  # a boundary may lie across messages
+        for form, status in ((one, 200), (two, 400)):
+            chunks = [form[start : start + size] for start in range(0, len(form), size)]
+            assert ask(guard, "POST", UPLOAD, chunks=chunks)[0] == status, (size, form)
+    assert b"One picture at a time" in ask(guard, "POST", UPLOAD, chunks=[two])[1]
+
+
+def test_a_form_is_told_as_a_browser_tells_it(guard):
+    """What could be read in two ways is refused: the parser behind might find more files in it."""
+    kind = b"content-type"
+    for headers in (
+        (),
+        ((kind, b"text/plain"),),
+        ((kind, b"multipart/form-data"),),
+        ((kind, b"multipart/form-data; boundary=a; boundary=b"),),
+        ((kind, b'multipart/form-data; boundary="a"'),),
+        ((kind, b"multipart/form-data; boundary=a"), (kind, b"multipart/form-data; boundary=b")),
+    ):
+        assert ask(guard, "POST", UPLOAD, headers=headers)[0] == 400, headers
+    gecko = ((kind, b"multipart/form-data; boundary=----geckoformboundary3fe1c2"),)
+    assert ask(guard, "POST", UPLOAD, headers=gecko)[0] == 200
 
 
 def test_requests_that_stay_open_are_counted(tmp_path):
