@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.nearest import ApproximateSearch, ExactSearch, Found, open_search
 from frozen_jax.prompt import Image
-from frozen_jax.workdir import write_bytes_atomic
+from frozen_jax.workdir import check_out_file, write_bytes_atomic
 
 FORMAT = "frozen_jax gallery 1"
 
@@ -90,7 +89,7 @@ def index_folder(model: Model, folder: str | Path, out: str | Path) -> Changes:
         UserError: no pictures, an index of another model or folder, or one that cannot be read or written.
     """
     root, out = existing_folder(folder).resolve(), Path(out)
-    _check_out(out)
+    check_out_file(out)
     fingerprint, aligned = fingerprint_model(model), model.network.retrieval is not None
     before = read_gallery(out, model=fingerprint) if out.exists() else None
     if before is not None and before.folder != str(root):
@@ -126,19 +125,6 @@ def index_folder(model: Model, folder: str | Path, out: str | Path) -> Changes:
     changed = sum(name in known for name in made)
     gone = sum(name not in stamps or name in refused for name in known)
     return Changes(len(same), len(made) - changed, changed, gone, refused)
-
-
-def _check_out(out: Path) -> None:
-    """Refuses what cannot become a file before the pictures are encoded, which may take hours."""
-    try:
-        if os.path.exists(out) and not os.path.isfile(out):
-            raise UserError(f"--out={out}: is a folder or a device, and an index is a file; name a file")
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.tmp-"):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--out={out}: cannot be written ({error.strerror}); name a file in a folder that is there and writable"
-        ) from error
 
 
 def _list_pictures(root: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:

@@ -18,6 +18,7 @@ import platform
 import re
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -169,15 +170,37 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
-def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+def check_out_file(path: Path, *, option: str = "--out") -> None:
+    """Refuses what cannot become a file before the work for it, which may take hours.
+
+    Args:
+      path: to be written later; an existing file is left to the caller.
+      option: by which it was given, for the message.
+
+    Raises:
+      UserError: a folder or a device, or in a folder that is missing or cannot be written.
+    """
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{option}={path}: is a folder or a device; name a file")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.tmp-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}={path}: cannot be written ({error.strerror}); name a file in a folder that is there and writable"
+        ) from error
+
+
+def write_bytes_atomic(path: str | Path, content: bytes, *, overwrite: bool = True) -> None:
     """Writes a file so that, after a kill or a power cut at any instant, it is whole: the old one or the new one.
 
     Args:
       path: the file to create or replace.
       content: of the file.
+      overwrite: off, a file that is there stays, be it made a moment ago.
 
     Raises:
-      UserError: the disk is full, read-only or failing; the old file is as it was.
+      UserError: the disk is full, read-only or failing, or a file may not be replaced; the old file is as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -186,8 +209,14 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _move_to_new(temporary, path)
         _sync_directory(path.parent)
+    except FileExistsError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: is there already and is not replaced; name another file, or remove it") from error
     except OSError as error:
         with contextlib.suppress(OSError):  # a name that is impossible is so here, too
             temporary.unlink(missing_ok=True)
@@ -295,6 +324,19 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and ".tmp-" in path.name
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Gives a file a name that must be free; raises FileExistsError where it is not."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: an empty file takes the name, and only then gives way
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        temporary.replace(path)
+    else:
+        temporary.unlink()
 
 
 def _sync_directory(directory: Path) -> None:

@@ -309,6 +309,41 @@ def test_the_command_refuses_texts_without_words_and_sheets_that_are_there(
     assert sheet.read_bytes() == b"mine"
 
 
+def test_where_the_sheet_cannot_be_is_told_before_the_question(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(retrieve, "query", lambda *_, **__: pytest.fail("asked"))
+    query = ["query", str(tmp_path / "index"), "a"]
+    for name in ("x.psd", "x.mpg", "x", ".png"):
+        _, error = fail(capsys, *query, f"--sheet={tmp_path / name}")
+        assert "its name must end in .png, .jpg, .jpeg, .webp; name such a file" in error
+    for place, message in ((tmp_path / "no", "No such file"), (folder / "a.png", "Not a directory")):
+        assert message in fail(capsys, *query, f"--sheet={place / 'x.png'}")[1]
+
+
+def test_a_sheet_is_of_its_names_format(folder, tmp_path):
+    for name, form in (("s.jpg", "JPEG"), ("s.JPEG", "JPEG"), ("t.WEBP", "WEBP")):
+        retrieve.draw_sheet(tmp_path / name, "a", [(folder / "a.png", 0.5)])
+        with PIL.Image.open(tmp_path / name) as drawn:
+            assert drawn.format == form
+    with pytest.raises(UserError, match=r"cannot be drawn \(.*name a PNG file, or take a smaller --k"):
+        retrieve.draw_sheet(tmp_path / "s.webp", "a", [(folder / "a.png", 0.5)] * 130)  # 17,688 pixels wide
+
+
+def test_a_sheet_that_was_made_meanwhile_stays(model, config, folder, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, model, config)
+    index_folder(model, folder, tmp_path / "index")
+    sheet, ask = tmp_path / "sheet.png", retrieve.query
+
+    def slowly(*words, **options):
+        sheet.write_bytes(b"somebody else's")
+        return ask(*words, **options)
+
+    monkeypatch.setattr(retrieve, "query", slowly)
+    shown, error = fail(capsys, "query", str(tmp_path / "index"), "a", "--k=1", f"--sheet={sheet}")
+    assert len(shown.splitlines()) == 1 and "sheet.png: is there already and is not replaced" in error
+    assert sheet.read_bytes() == b"somebody else's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "pictures", "sheet.png"]
+
+
 def test_what_was_found_is_printed_when_the_sheet_cannot_be_drawn(model, config, folder, tmp_path, monkeypatch, capsys):
     command(monkeypatch, model, config)
     index_folder(model, folder, tmp_path / "index")
@@ -317,8 +352,6 @@ def test_what_was_found_is_printed_when_the_sheet_cannot_be_drawn(model, config,
     shown, error = fail(capsys, "query", str(tmp_path / "index"), "a blue patch", f"--sheet={sheet}")
     assert len(shown.splitlines()) == 5 and not sheet.exists()
     assert "b.png was changed since it was indexed (missing); index the folder again" in error
-    shown, error = fail(capsys, "query", str(tmp_path / "index"), "a", "--k=1", f"--sheet={tmp_path / 'no' / 'x.png'}")
-    assert len(shown.splitlines()) == 1 and "cannot be written" in error
 
 
 def test_the_fingerprint_is_of_all_that_decides(model):

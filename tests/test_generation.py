@@ -26,6 +26,7 @@ from frozen_jax.sharding_rules import list_sharding_rules
 from frozen_jax.state import TrainState, flatten, match_rules, merge, split
 from frozen_jax.steps import LossOptions, choose_loss, make_train_step, picture_loss
 from frozen_jax.tasks.generate import _select
+from frozen_jax.tools import generate_image
 from frozen_jax.tools.generate_image import main, name_files
 
 TEXT = "a red patch at the top"
@@ -296,6 +297,21 @@ def test_tool_writes_all_pictures_or_none_and_each_whole(finished, tmp_path, mon
         main([*command, "--seed=1", "red"])
     assert "No space left on device" in capsys.readouterr().err
     assert (tmp_path / "red_0.png").read_bytes() == content and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_picture_that_was_made_meanwhile_stays(finished, tmp_path, monkeypatch, capsys):
+    def draw(*words, **options):
+        (tmp_path / "red_0.png").write_bytes(b"somebody else's")
+        return np.zeros((1, 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(generate_image, "draw", draw)
+    command = [f"--workdir={finished[1]}", f"--out={tmp_path}", "red"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "red_0.png: is there already and is not replaced" in capsys.readouterr().err
+    assert (tmp_path / "red_0.png").read_bytes() == b"somebody else's" and len(list(tmp_path.iterdir())) == 1
+    main([*command, "--overwrite"])
+    assert (tmp_path / "red_0.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_names_leave_room_for_what_marks_a_file_as_half_written(tmp_path):

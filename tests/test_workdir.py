@@ -13,7 +13,15 @@ import pytest
 
 from frozen_jax import workdir
 from frozen_jax.errors import UserError
-from frozen_jax.workdir import Workdir, collect_versions, compare_configs, digest_config, read_json, write_json_atomic
+from frozen_jax.workdir import (
+    Workdir,
+    collect_versions,
+    compare_configs,
+    digest_config,
+    read_json,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 
 CONFIG = {"train": {"steps": 10, "lr": 3e-4}, "data": {"size": (32, 32), "blind": False}, "extra": {}}
 
@@ -182,6 +190,25 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, failing):
         write_json_atomic(tmp_path / "r.json", {"new": 2})
     assert read_json(tmp_path / "r.json") == {"old": 1}
     assert names(tmp_path) == ["r.json"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_no_name_that_is_taken(tmp_path, monkeypatch, links):
+    """With hard links and where the file system has none."""
+
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    write_bytes_atomic(tmp_path / "a", b"one", overwrite=False)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("a", "link"):
+        with pytest.raises(UserError, match=f"{name}: is there already and is not replaced; name another file"):
+            write_bytes_atomic(tmp_path / name, b"two", overwrite=False)
+    assert (tmp_path / "a").read_bytes() == b"one" and names(tmp_path) == ["a", "link"]
+    with pytest.raises(UserError, match=r"could not be written \(No such file"):
+        write_bytes_atomic(tmp_path / "absent" / "a", b"two", overwrite=False)
 
 
 def test_a_missing_file_is_one_line(tmp_path):

@@ -106,16 +106,19 @@ def main(arguments: list[str] | None = None) -> None:
             steps=given.steps,
             guidance=given.guidance,
         )
-        write(given.out, files, pictures)
+        write(given.out, files, pictures, overwrite=given.overwrite)
     for file in files:
         print(file)
 
 
-def write(directory: Path, files: list[Path], pictures: UInt8[np.ndarray, "R height width 3"]) -> None:
+def write(
+    directory: Path, files: list[Path], pictures: UInt8[np.ndarray, "R height width 3"], *, overwrite: bool
+) -> None:
     """Makes the directory and writes each picture to its file, whole or not at all.
 
     Raises:
-        UserError: the directory cannot be made, or a file cannot be written.
+        UserError: the directory cannot be made, or a file cannot be written, or was made meanwhile and `overwrite` is
+            off.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,7 @@ def write(directory: Path, files: list[Path], pictures: UInt8[np.ndarray, "R hei
     for file, picture in zip(files, pictures, strict=True):
         encoded = io.BytesIO()
         PIL.Image.fromarray(picture).save(encoded, format="PNG")
-        write_bytes_atomic(file, encoded.getvalue())
+        write_bytes_atomic(file, encoded.getvalue(), overwrite=overwrite)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ by itself, and their cosines are added; a text behind a picture is read together
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,13 @@ from frozen_jax.gallery import Searcher, fingerprint_model, index_folder, read_g
 from frozen_jax.nearest import APPROXIMATE_FROM, ApproximateSearch, has_faiss, measure_recall
 from frozen_jax.released import find_model
 from frozen_jax.restore import load, read_settings
+from frozen_jax.workdir import check_out_file, write_bytes_atomic
 
 TILE, MARGIN, LINE = 128, 8, 14
 """Of a sheet of pictures, in pixels."""
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Of sheets, by the end of their name."""
 
 EXAMPLES = """examples:
   python -m frozen_jax.tools.retrieve index pictures --workdir=runs/ret --out=pictures.index
@@ -97,7 +102,7 @@ def draw_sheet(path: Path, title: str, found: Sequence[tuple[Path, float]]) -> N
     """Draws pictures in a row, the best first, with their scores below and the question above.
 
     Raises:
-        UserError: a picture cannot be opened any more, or the file cannot be written.
+        UserError: a picture cannot be opened any more, or the file is there already or cannot be written.
     """
     width = MARGIN + len(found) * (TILE + MARGIN)
     image = PIL.Image.new("RGB", (width, TILE + 4 * MARGIN + 2 * LINE), "white")
@@ -114,12 +119,27 @@ def draw_sheet(path: Path, title: str, found: Sequence[tuple[Path, float]]) -> N
             ) from error
         image.paste(PIL.Image.fromarray(pixels), (left, top))
         draw.text((left, top + TILE + MARGIN), f"{score:.3f}", fill="black")
+    encoded = io.BytesIO()
     try:
-        image.save(path)
-    except (OSError, ValueError) as error:
+        image.save(encoded, format=FORMATS[path.suffix.lower()])
+    except (OSError, ValueError) as error:  # JPEG and WebP have a largest width
+        raise UserError(f"--sheet={path}: cannot be drawn ({error}); name a PNG file, or take a smaller --k") from error
+    write_bytes_atomic(path, encoded.getvalue(), overwrite=False)
+
+
+def check_sheet(path: Path) -> None:
+    """Refuses what cannot become a sheet before the question is asked.
+
+    Raises:
+        UserError: no name of a picture, a file that is there, or a folder that is missing or cannot be written.
+    """
+    if path.suffix.lower() not in FORMATS:
         raise UserError(
-            f"--sheet={path}: cannot be written ({error}); name a PNG file in a folder that is there"
-        ) from error
+            f"--sheet={path}: is a picture, and its name must end in {', '.join(FORMATS)}; name such a file"
+        )
+    if os.path.lexists(path):
+        raise UserError(f"--sheet={path}: is there already; name another file or remove it")
+    check_out_file(path, option="--sheet")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -140,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
         "parts", nargs="+", metavar="TEXT|IMAGE", help="several are added; a text behind an image changes it"
     )
     asking.add_argument("--k", type=int, default=5, help="how many pictures")
-    asking.add_argument("--sheet", type=Path, help="draw them into this PNG file")
+    asking.add_argument("--sheet", type=Path, help="draw them into this new PNG, JPEG or WebP file")
     for action in (making, asking):
         action.add_argument("--workdir", type=Path, required=True, help="of a training run")
     given = parser.parse_args(arguments)
@@ -148,8 +168,8 @@ def main(arguments: list[str] | None = None) -> None:
         if given.action == "index":
             _show(index(given.workdir, given.folder, given.out))
             return
-        if given.sheet is not None and os.path.lexists(given.sheet):
-            raise UserError(f"--sheet={given.sheet}: is there already; name another file or remove it")
+        if given.sheet is not None:
+            check_sheet(given.sheet)
         found = query(given.workdir, given.index, given.parts, k=given.k)
         _show([f"{score:8.4f}  {name}" for name, score in found])
         if given.sheet is not None:
