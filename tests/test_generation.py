@@ -1,6 +1,7 @@
 """A generator from training to PNG files and figures: the loss by hand, freezing proved, bits twice, helpful errors."""
 
 import dataclasses
+import io
 import math
 import os
 import pathlib
@@ -297,6 +298,17 @@ def test_tool_writes_all_pictures_or_none_and_each_whole(finished, tmp_path, mon
         main([*command, "--seed=1", "red"])
     assert "No space left on device" in capsys.readouterr().err
     assert (tmp_path / "red_0.png").read_bytes() == content and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_the_terminal_cannot_spell_are_printed_as_escapes(finished, tmp_path, monkeypatch, encoding):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", shown)
+    out = f"{tmp_path}/\udcff"  # a byte that is no UTF-8
+    main([f"--workdir={finished[1]}", f"--out={out}", "--steps=1", "été"])
+    name = {"utf-8": "été_0.png", "ascii": r"\xe9t\xe9_0.png"}[encoding]
+    assert shown.buffer.getvalue().decode(encoding) == f"{tmp_path}/\\udcff/{name}\n"
+    assert (pathlib.Path(out) / "été_0.png").exists()
 
 
 def test_a_picture_that_was_made_meanwhile_stays(finished, tmp_path, monkeypatch, capsys):

@@ -23,6 +23,7 @@ from frozen_jax.data.dirty import BadItems
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.order import sample_indices
 from frozen_jax.data.records import FileSlice, ImageData, Record, RecordError, Source
+from frozen_jax.spelling import spell
 
 _SHARES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
@@ -130,7 +131,7 @@ def inspect_source(
     names = source.ids()
     for seen in _look_at_all(source, images):
         name = seen.record.id if seen.record else names[seen.number]
-        name = name.encode("utf-8", "backslashreplace").decode()  # a file's name may be no UTF-8
+        name = spell(name)  # a file's name may be no UTF-8
         if seen.reason:
             result.bad.add(seen.number, item_id=name, reason=seen.reason)
         result.repeated_ids += _repeated(name.encode(), ids)

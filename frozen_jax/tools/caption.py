@@ -11,6 +11,7 @@ from pathlib import Path
 
 from frozen_jax.errors import exit_in_one_line
 from frozen_jax.restore import load, read_settings
+from frozen_jax.spelling import print_lines
 
 
 def caption(workdir: Path, images: list[Path], *, question: str | None) -> list[str]:
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     with exit_in_one_line():
         lines = caption(given.workdir, given.images, question=given.question)
     for image, line in zip(given.images, lines, strict=True):
-        print(f"{image}: {line}")
+        print_lines(f"{image}: {line}")
 
 
 if __name__ == "__main__":

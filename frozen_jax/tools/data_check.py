@@ -24,6 +24,7 @@ from frozen_jax.data.images import ImageOptions
 from frozen_jax.data.inspection import inspect_source, sample_grid, write_manifest
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError, exit_in_one_line
+from frozen_jax.spelling import spell
 from frozen_jax.tokenizer import Tokenizer
 
 
@@ -60,7 +61,7 @@ def check(
             print(f"\r{done} of {len(source)}", end="", file=sys.stderr)
 
     found = inspect_source(source, images=images, encode=encode, progress=tell)
-    shown = line.encode("utf-8", "backslashreplace").decode()  # a folder's name may be no UTF-8
+    shown = spell(line)  # a folder's name may be no UTF-8
     figures = {"source": shown, **found.summary(vocab_size=vocab_size)}
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     grid = Image.fromarray(sample_grid(source, images=images))

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from frozen_jax.errors import UserError, exit_in_one_line
 from frozen_jax.restore import load, read_settings
+from frozen_jax.spelling import print_lines
 from frozen_jax.workdir import write_bytes_atomic
 
 
@@ -107,8 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
             guidance=given.guidance,
         )
         write(given.out, files, pictures, overwrite=given.overwrite)
-    for file in files:
-        print(file)
+        print_lines(*files)
 
 
 def write(

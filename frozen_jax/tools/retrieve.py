@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from frozen_jax.gallery import Searcher, fingerprint_model, index_folder, read_g
 from frozen_jax.nearest import APPROXIMATE_FROM, ApproximateSearch, has_faiss, measure_recall
 from frozen_jax.released import find_model
 from frozen_jax.restore import load, read_settings
+from frozen_jax.spelling import print_lines
 from frozen_jax.workdir import check_out_file, write_bytes_atomic
 
 TILE, MARGIN, LINE = 128, 8, 14
@@ -166,20 +166,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with exit_in_one_line():
         if given.action == "index":
-            _show(index(given.workdir, given.folder, given.out))
+            print_lines(*index(given.workdir, given.folder, given.out))
             return
         if given.sheet is not None:
             check_sheet(given.sheet)
         found = query(given.workdir, given.index, given.parts, k=given.k)
-        _show([f"{score:8.4f}  {name}" for name, score in found])
+        print_lines(*(f"{score:8.4f}  {name}" for name, score in found))
         if given.sheet is not None:
             draw_sheet(given.sheet, " + ".join(given.parts), found)
-
-
-def _show(lines: Sequence[str]) -> None:
-    """Prints lines; what the terminal cannot spell, such as the name of a file in other bytes, as an escape."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(*(line.encode(encoding, "backslashreplace").decode(encoding) for line in lines), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
