@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -94,6 +94,8 @@ def index_folder(model: Model, folder: str | Path, out: str | Path) -> Changes:
     before = read_gallery(out, model=fingerprint) if out.exists() else None
     if before is not None and before.folder != str(root):
         raise UserError(f"--out={out}: is the index of {before.folder}; name another file for {root}")
+    if before is not None:
+        _check_vectors(before, model)
     known = {} if before is None else {name: row for row, name in enumerate(before.ids)}
     stamps, refused = _list_pictures(root)
     if not stamps and not refused:
@@ -174,22 +176,48 @@ def read_gallery(path: str | Path, *, model: str) -> Gallery:
         tensors = SafetensorsDirectory(path)
         said = json.loads(tensors["described"].tobytes().decode(errors="surrogateescape"))
         stamps, vectors = tensors["stamps"], tensors["vectors"]
-        gallery = Gallery(said["folder"], said["model"], said["aligned"], tuple(said["ids"]), stamps, vectors)
-        fits = said["format"] == FORMAT and len(gallery.ids) == len(stamps) == len(vectors) > 0
+        folder, ids, aligned = said["folder"], said["ids"], said["aligned"]
+        fits = said["format"] == FORMAT and isinstance(said["model"], str) and isinstance(aligned, bool)
+        fits &= _is_path(folder) and os.path.isabs(folder)
+        fits &= isinstance(ids, list) and all(map(_is_below, ids)) and len(set(ids)) == len(ids)
+        fits &= len(ids) == len(stamps) == len(vectors) > 0
         fits &= stamps.dtype == np.int64 and stamps.shape[1:] == (2,) and vectors.dtype == np.float32
-        fits &= vectors.ndim == (2 if gallery.aligned else 3) and bool(np.isfinite(vectors).all())
+        fits &= vectors.ndim == (2 if aligned else 3) and bool(np.isfinite(vectors).all())
     except (UserError, KeyError, TypeError, ValueError, RecursionError) as error:
         # The reader's own advice is for a language model's weights: download them again.
         reason = error.__cause__ or repr(error)
         raise UserError(f"{path}: is no index of pictures, or a damaged one ({reason}); {mend}") from error
     if not fits:
         raise UserError(f"{path}: is no index of pictures, or a damaged one; {mend}")
+    gallery = Gallery(folder, said["model"], aligned, tuple(ids), stamps, vectors)
     if gallery.model != model:
         raise UserError(
             f"{path}: was made by another model ({gallery.model[:12]}, this one is {model[:12]}), whose vectors mean "
             "something else; give that model, or index the folder into a new file"
         )
     return gallery
+
+
+def _is_path(name: object) -> TypeGuard[str]:
+    """Whether it is a path that the system takes; raises UnicodeEncodeError for one that no file name's bytes give."""
+    return isinstance(name, str) and b"\0" not in os.fsencode(name)
+
+
+def _is_below(name: object) -> bool:
+    """Whether it is a path of a file below a folder, as `walk` gives them."""
+    return _is_path(name) and os.path.normpath(name) == name and name.split("/")[0] not in ("", ".", "..")
+
+
+def _check_vectors(gallery: Gallery, model: Model) -> None:
+    """Refuses vectors of another kind or shape than the model's own, whatever fingerprint the file has."""
+    head, prefixes = model.network.retrieval, (model.network.prefix_length, model.network.lm.config.embed_width)
+    aligned, shape = head is not None, prefixes if head is None else (head.width,)
+    if (gallery.aligned, gallery.vectors.shape[1:]) != (aligned, shape):
+        kind, own = ("a retrieval head's" if one else "prefixes" for one in (gallery.aligned, aligned))
+        raise UserError(
+            f"the index of {gallery.folder} is damaged: its vectors are {kind} of shape {gallery.vectors.shape[1:]}, "
+            f"and this model's are {own} of shape {shape}; remove the file and index the folder anew"
+        )
 
 
 class Searcher:
@@ -202,6 +230,12 @@ class Searcher:
     """
 
     def __init__(self, model: Model, gallery: Gallery):
+        """Prepares the search.
+
+        Raises:
+            UserError: the vectors are none of this model's.
+        """
+        _check_vectors(gallery, model)
         self.model, self.gallery = model, gallery
         vectors = gallery.vectors
         if not gallery.aligned:

@@ -266,6 +266,46 @@ def test_a_damaged_index_is_not_to_be_downloaded(model, folder, tmp_path):
         read_gallery(tmp_path / ("x" * 300), model="")
 
 
+def test_only_consistent_indexes_are_read(model, folder, tmp_path):
+    fingerprint = fingerprint_model(model)
+    index_folder(model, folder, tmp_path / "index")
+    whole = read_gallery(tmp_path / "index", model=fingerprint)
+    said = {"format": gallery_module.FORMAT, **dataclasses.asdict(whole)}
+    tensors = {name: said.pop(name) for name in ("stamps", "vectors")}
+    for change in (
+        {"ids": [0, 1, 2, 3, 4]},
+        {"ids": "abcde"},
+        {"ids": ["a.png"] * 5},
+        *({"ids": [name, *whole.ids[1:]]} for name in ("", ".", "/a.png", "../a.png", "..", "a/../b.png", "a\0", None)),
+        {"ids": [["a.png"], *whole.ids[1:]]},
+        *({"folder": value} for value in (5, None, "", "pictures", "/\0")),
+        {"model": 5},
+        {"aligned": 1},
+    ):
+        described = np.frombuffer(json.dumps({**said, **change}).encode(), np.uint8)
+        (tmp_path / "forged").write_bytes(save({**tensors, "described": described}))
+        with pytest.raises(UserError, match="is no index of pictures, or a damaged one"):
+            read_gallery(tmp_path / "forged", model=fingerprint)
+
+
+def test_vectors_are_of_the_models_kind_and_shape(model, plain, folder, tmp_path):
+    """What a fingerprint does not prove; else they end in a traceback, or are answered in another way."""
+    for name, one in (("index", model), ("plain", plain)):
+        index_folder(one, folder, out := tmp_path / name)
+        whole = read_gallery(out, model=fingerprint_model(one))
+        for aligned, shape in ((True, (5,)), (True, (16,)), (False, (3, 16)), (False, (2, 8)), (False, (2, 16))):
+            if one is plain and shape == (2, 16):
+                continue  # its own
+            forged = dataclasses.replace(whole, aligned=aligned, vectors=np.ones((5, *shape), np.float32))
+            gallery_module.write_gallery(forged, out)
+            again = read_gallery(out, model=fingerprint_model(one))
+            message = r"is damaged: its vectors are .* index the folder anew"
+            with pytest.raises(UserError, match=message):
+                Searcher(one, again)
+            with pytest.raises(UserError, match=message):
+                index_folder(one, folder, out)
+
+
 def command(monkeypatch, model, config):
     """Lets the command find these for any workdir."""
     monkeypatch.setattr(retrieve, "load", lambda directory: model)
