@@ -16,6 +16,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32
 
+from frozen_jax.errors import UserError
+
 SHRINKAGE = 0.1
 """Share of the covariance that is made the same in all directions: pictures are few, directions many."""
 
@@ -45,7 +47,15 @@ def estimate_class_features(
         per_class: the first is the estimated mean, the others stand beside it, each with a part of what a real picture,
             drawn by the seed, has of its own.
         seed: of that drawing.
+
+    Raises:
+        UserError: fewer than two features, which have no covariance.
     """
+    if len(features) < 2:
+        raise UserError(
+            f"class_features: {len(features)} pictures can be used, and how features spread shows in two at least; "
+            "give more pictures, some hundreds for a good estimate"
+        )
     mean = features.mean(axis=0)
     covariance = np.cov(features, rowvar=False)
     same = np.eye(features.shape[1]) * np.trace(covariance) / features.shape[1]

@@ -30,6 +30,8 @@ from frozen_jax.features import open_features
 from frozen_jax.fetch.split import normalise_caption
 from frozen_jax.fetch.wording import make_sentence
 from frozen_jax.pretrained_vision import read_weights
+from frozen_jax.spelling import print_lines
+from frozen_jax.workdir import check_out_file
 
 
 def make_class_features(config: Config, *, pictures: str, names: Path, out: Path, held_out: str = "") -> int:
@@ -44,7 +46,8 @@ def make_class_features(config: Config, *, pictures: str, names: Path, out: Path
         held_out: source whose captions no feature may have, for they are not to be learnt.
 
     Raises:
-        UserError: a config without those, names that cannot be read, or a file without a classifier for so many.
+        UserError: a config without those, names that cannot be read, a file without a classifier for so many, no class
+            that may be learnt, fewer than two pictures that can be used, or no place for the file.
     """
     if not (config.vision.path and config.vision.freeze and config.vision.feature_cache):
         raise UserError(
@@ -52,10 +55,26 @@ def make_class_features(config: Config, *, pictures: str, names: Path, out: Path
         )
     try:
         classes = json.loads(names.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"class_features: {names} is no JSON list of names ({error}); name another file") from error
-    if not isinstance(classes, list) or not all(isinstance(name, str) and name.strip() for name in classes):
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or not all(isinstance(name, str) and name.strip() for name in classes)
+    ):
         raise UserError(f"class_features: {names} must be a JSON list of names, in the classifier's order")
+    shortened = [re.split(r" / | or | \(", name)[0].strip() for name in classes]
+    if "" in shortened:
+        number = shortened.index("")
+        raise UserError(
+            f"class_features: {names}: name {number} is {classes[number]!r}, of which nothing is left without what "
+            "stands in parentheses or behind ' / ' and ' or '; give it a name"
+        )
+    check_out_file(out)
+    unseen = list_captions(held_out) if held_out else set()
+    captions = [make_sentence(name) for name in shortened]
+    if all(normalise_caption(caption) in unseen for caption in captions):
+        raise UserError(f"class_features: all {len(captions)} classes are captions of {held_out}; hold others out")
     source = open_source(pictures)
     towers = build_towers(config)
     width = towers.model.vision.width  # type: ignore[union-attr]
@@ -63,8 +82,7 @@ def make_class_features(config: Config, *, pictures: str, names: Path, out: Path
     features, bad = open_features(source, config, towers, name="pictures").load(np.arange(len(source)))
     features = np.delete(features, list(bad), axis=0)
     made = estimate_class_features(features, weights, biases, seed=config.seed)
-    captions = [make_sentence(re.split(r" / | or | \(", name)[0]) for name in classes] * (len(made) // len(classes))
-    unseen = list_captions(held_out) if held_out else set()
+    captions *= len(made) // len(classes)
     kept = [row for row, caption in enumerate(captions) if normalise_caption(caption) not in unseen]
     write_class_features(out, made[kept], [captions[row] for row in kept])
     return len(kept)
@@ -112,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
         count = make_class_features(
             config, pictures=given.pictures, names=given.names, out=given.out, held_out=given.held_out
         )
-    print(f"{count:,} features in {given.out}")
+    print_lines(f"{count:,} features in {given.out}")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from frozen_jax.class_features import estimate_class_features
+from frozen_jax.config import from_config_dict
 from frozen_jax.data.class_features import ClassFeatures, write_class_features
 from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.sources import open_source
 from frozen_jax.errors import UserError
 from frozen_jax.fetch.wording import make_sentence
-from frozen_jax.tools.class_features import find_classifier
+from frozen_jax.tools import class_features as tool
+from frozen_jax.tools.class_features import find_classifier, make_class_features
+from tests.test_pretrained_vision import RESNET, save
 
 
 def test_class_means_are_found_again_from_the_discriminant():
@@ -79,3 +82,61 @@ def test_a_classifier_is_known_by_its_shape():
     for wrong in ({**tensors, "b.weight": np.ones((4, 3))}, {"x": np.ones((3, 3))}, {"a.weight": np.ones((4, 3))}):
         with pytest.raises(UserError, match="names of the classes"):
             find_classifier(wrong, classes=4, width=3)
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path):
+    """A frozen ResNet whose file has a classifier of three classes, too; damaged pictures are replaced."""
+    save(tmp_path, "resnet50", RESNET)
+    weights = np.random.default_rng(0).normal(size=(3, RESNET["widths"][-1])).astype(np.float32)
+    file = tmp_path / "model.safetensors"
+    encoder = {name: abs(tensor) for name, tensor in load_file(file).items()}  # variances among them
+    save_file({**encoder, "fc.weight": weights, "fc.bias": np.zeros(3, np.float32)}, file)
+    tiny_config.vision.name, tiny_config.vision.options = "resnet50", RESNET
+    tiny_config.vision.path, tiny_config.vision.freeze = str(tmp_path), True
+    tiny_config.vision.feature_cache = str(tmp_path / "kept")
+    tiny_config.data.image.size, tiny_config.data.on_bad = 16, "replace"
+    return from_config_dict(tiny_config)
+
+
+def write_names(tmp_path, *classes):
+    (tmp_path / "names.json").write_text(json.dumps(classes))
+    return tmp_path / "names.json"
+
+
+def test_what_can_be_known_is_told_before_pictures_are_encoded(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "open_features", lambda *_, **__: pytest.fail("encoded"))
+    whole, out = ("cat", "dog", "hen"), tmp_path / "out.safetensors"
+    (tmp_path / "held.jsonl").write_text("".join(f'{{"image": "a.png", "caption": "A {name}."}}\n' for name in whole))
+    for classes, given, message in (
+        (("cat", " / x", "hen"), {}, r"name 1 is ' / x', of which nothing is left .*; give it a name"),
+        (("cat", "dog", " (unused)"), {}, r"name 2 is ' \(unused\)', of which nothing is left"),
+        ((), {}, "must be a JSON list of names"),
+        (whole, {"out": tmp_path / "absent" / "x"}, "--out=.*absent/x: cannot be written"),
+        (whole, {"out": tmp_path}, "--out=.*: is a folder or a device; name a file"),
+        (whole, {"held_out": f"jsonl:{tmp_path}/absent.jsonl"}, "absent.jsonl"),
+        (whole, {"held_out": f"jsonl:{tmp_path}/held.jsonl"}, "all 3 classes are captions of .*; hold others out"),
+    ):
+        options = {"pictures": "fake:8", "names": write_names(tmp_path, *classes), "out": out, **given}
+        with pytest.raises(UserError, match=message):
+            make_class_features(config, **options)
+    assert not out.exists()
+
+
+def test_two_pictures_at_least_can_be_used(config, tmp_path):
+    """Of one there is no covariance: all features were not a number; none ended in a traceback."""
+    (tmp_path / "bad").mkdir()
+    for number in range(2):
+        (tmp_path / "bad" / f"{number}.png").write_bytes(b"no picture")
+        (tmp_path / "bad" / f"{number}.txt").write_text("a caption")
+    (tmp_path / "held.jsonl").write_text('{"image": "a.png", "caption": "A dog."}\n')
+    names, out = write_names(tmp_path, "cat / puss", "dog (a pet)", "hen or cock"), tmp_path / "out.safetensors"
+    options = {"names": names, "out": out, "held_out": f"jsonl:{tmp_path}/held.jsonl"}
+    for pictures, count in (("fake:1", 1), (f"folder:{tmp_path}/bad", 0)):
+        with pytest.raises(UserError, match=f"{count} pictures can be used, .*; give more pictures"):
+            make_class_features(config, pictures=pictures, **options)
+    assert not out.exists()
+    assert make_class_features(config, pictures="fake:2", **options) == 4
+    records = [ClassFeatures(out).record(number) for number in range(4)]
+    assert [record.captions for record in records] == [("A cat.",), ("A hen.",)] * 2
+    assert all(np.isfinite(record.image).all() for record in records)
