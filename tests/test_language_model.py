@@ -179,6 +179,22 @@ def test_missing_weight_is_named_with_the_directory(directory: Path) -> None:
         load_lm(directory)
 
 
+@pytest.mark.parametrize("field", ["n_embd", "n_inner", "n_positions", "vocab_size"])
+@pytest.mark.parametrize("value", [2**40, 2**62])
+def test_sizes_beyond_any_memory_are_compared_before_memory_is_taken(directory: Path, field: str, value: int) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(UserError, match=rf"has shape .*config.json asks for .*{value}"):
+        load_lm(directory)
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_named(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "n_layer": 10**12}))
+    with pytest.raises(UserError, match=r"hold \d+ tensors, too few for the 1000000000000 layers"):
+        load_lm(directory)
+
+
 def test_truncated_weights_are_named(directory: Path) -> None:
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -134,11 +134,12 @@ def import_tensors(table: Table, tensors: Mapping[str, np.ndarray], *, dtype: An
     found = _match_names(table, tensors)
     params: Params = {}
     for rule in table.rules:
-        stacked = LAYER in rule.name
-        leaf = np.empty((table.layers, *rule.shape) if stacked else rule.shape, dtype)
+        stacked, leaf = LAYER in rule.name, np.empty(0, dtype)
         for index, name in enumerate(table.names(rule)):
             tensor = tensors[found[name]]
             _check_tensor(found[name], tensor, rule)
+            if index == 0:  # not before: a damaged config.json may ask for more than any machine has
+                leaf = np.empty((table.layers, *rule.shape) if stacked else rule.shape, dtype)
             (leaf[index] if stacked else leaf)[...] = rule.to_ours(tensor)
         _set_leaf(params, rule.path, leaf)
     if table.tied is not None and table.tied[0] in found:
@@ -166,6 +167,11 @@ def export_tensors(table: Table, params: Params) -> dict[str, np.ndarray]:
 
 def _match_names(table: Table, tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Returns plain name → name in the file, after checking that the names are exactly the expected ones."""
+    if table.layers > len(tensors):  # else the names of a damaged config.json's millions of layers are made first
+        raise UserError(
+            f"the weights hold {len(tensors)} tensors, too few for the {table.layers} layers of config.json; "
+            "the file is incomplete or belongs to another config"
+        )
     expected = {name for rule in table.rules for name in table.names(rule)}
     allowed = expected | ({table.tied[0]} if table.tied else set())
     found: dict[str, str] = {}

@@ -49,6 +49,12 @@ def load_export(directory: Path, *, dtype_name: str = "auto") -> Model:
     try:
         dtype = choose_dtype(dtype_name)
         text, described = config["text_config"], config["prefix_config"]
+        length = described["length"]
+        if type(length) is not int or length < 1:
+            raise UserError(
+                f"{CONFIG}: prefix_config.length is {length!r}; it is the number of vectors per picture and must be a "
+                "whole number of at least 1; export it again"
+            )
         lm_config = lm_config_from_hf(text)
         network = FrozenModel(
             build_lm(lm_config, dtype=dtype),

@@ -103,6 +103,10 @@ _FAMILIES: Mapping[str, _Family] = {
 }
 
 
+MOST_LAYERS = 100_000
+"""Of a family whose config has an entry for every layer, which a damaged file must not let grow without end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """Hyperparameters of a Llama-type model.
@@ -274,10 +278,13 @@ def _read_rope_layers(fields: FieldReader, layers: int) -> tuple[bool, ...]:
         fields.ignore("sliding_window", "max_window_layers")
         fields.require("use_mrope", False, None, reason="positions of several dimensions are not built here")
         types = fields.value("layer_types")
-        if types is not None and set(types) != {"full_attention"}:
+        listed = isinstance(types, list | tuple) and all(kind == "full_attention" for kind in types)
+        if types is not None and not (types and listed):
             raise fields.refuse("layer_types", types, "only full_attention is built here")
     if fields.family != "smollm3":
         return ()
+    if layers > MOST_LAYERS:
+        raise fields.refuse("num_hidden_layers", layers, f"it must be at most {MOST_LAYERS}")
     interval = fields.integer("no_rope_layer_interval", default=4)
     stated = fields.value("no_rope_layers")
     if stated is None:

@@ -34,6 +34,9 @@ FROZEN_STATISTICS = r"(.*/)?(mean|var)"
 
 Only ResNet and EfficientNet have them; no encoder has another leaf of these names."""
 
+MOST_BLOCKS = 10_000
+"""Of all stages together; what a damaged export asks for beyond this would take minutes to name."""
+
 
 def build_nf_resnet50(
     *,
@@ -315,5 +318,7 @@ def _check_stages(widths: tuple[int, ...], depths: tuple[int, ...], stem_width: 
             f"vision.widths = {widths} and vision.depths = {depths} need one positive number for each stage, "
             f"and vision.stem_width = {stem_width} must be positive"
         )
+    if sum(depths) > MOST_BLOCKS:
+        raise UserError(f"vision.depths = {depths} are {sum(depths)} blocks; there may be at most {MOST_BLOCKS}")
     if any(width % multiple for width in widths):
         raise UserError(f"vision.widths = {widths} must be multiples of 4: a bottleneck block has a quarter inside")

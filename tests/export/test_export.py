@@ -191,6 +191,27 @@ def test_settings_that_do_not_fit_are_refused(run, tmp_path, change, message):
         frozen_jax.load(tmp_path / "copy")
 
 
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("prefix_config", "length", -2, "prefix_config.length is -2; .* at least 1"),
+        ("prefix_config", "length", True, "prefix_config.length is True"),
+        ("prefix_config", "length", "2", "prefix_config.length is '2'"),
+        ("prefix_config", "length", 2**40, "has shape .* config.json asks for"),
+        ("vision_config", "layers", 10**12, "too few for the 1000000000000 layers"),
+    ],
+)
+def test_damaged_sizes_of_an_unverified_export_are_refused(run, tmp_path, section, field, value, message):
+    shutil.copytree(run[0] / "out", tmp_path / "copy")
+    (tmp_path / "copy" / DIGESTS).unlink()
+    path = tmp_path / "copy" / "config.json"
+    content = json.loads(path.read_text())
+    content[section][field] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        frozen_jax.load(tmp_path / "copy")
+
+
 def test_a_packaged_name_cannot_leave_the_package():
     for name in ("package:../convert", "package:scene_gpt2/../scene_gpt2", "package:/etc", "package:pytorch"):
         with pytest.raises(UserError, match=r"no such model in the package; there: scene_gpt2$"):

@@ -74,6 +74,7 @@ def test_normalise(dtype):
         ("nf_resnet50", {"widths": (8, 8)}, "vision.depths = (3, 4, 6, 3) need one positive number for each stage"),
         ("nf_resnet50", {"stem_width": 0}, "vision.stem_width = 0 must be positive"),
         ("resnet50", {"widths": (), "depths": ()}, "vision.widths = () and vision.depths = ()"),
+        ("resnet50", {"widths": (8,), "depths": (10**12,)}, "are 1000000000000 blocks; there may be at most 10000"),
         ("resnet50", {"widths": (6,), "depths": (1,)}, "vision.widths = (6,) must be multiples of 4"),
         (
             "resnet50",
