@@ -9,6 +9,7 @@ Case n of a reader is a pure function of (reader, n). A failure is any other exc
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import os
@@ -49,6 +50,11 @@ PIECES = (
     b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\r\n", b"%s{0}",
 )  # fmt: skip
 """What has broken readers: largest and smallest numbers, depth, other types, surrogates, paths that climb."""
+VALUES = (
+    None, True, 0, -1, 1, 2, 0.5, 2**62, 10**400, 1e308, 1e-320, float("nan"), float("inf"), "", "64", "yarn", "linear",
+    "llama3", "abc", [], ["yarn"], [1], {}, {"rope_type": "default"}, {"rope_type": "linear", "factor": 2},
+)  # fmt: skip
+"""The same as values of JSON."""
 
 
 class Reader(NamedTuple):
@@ -57,10 +63,12 @@ class Reader(NamedTuple):
     Attributes:
         prepare: writes the sound files into a folder and returns those that are damaged, by name.
         read: reads the folder to the end.
+        values: the files are JSON objects, and damaged by values: of damaged bytes hardly any are JSON.
     """
 
     prepare: Callable[[Path], list[str]]
     read: Callable[[Path], object]
+    values: bool = False
 
 
 def picture(kind: str) -> bytes:
@@ -98,6 +106,26 @@ def _read_gguf(folder: Path) -> object:
 def _lm_config(folder: Path) -> list[str]:
     (folder / "config.json").write_bytes((SHIPPED / "config.json").read_bytes())
     return ["config.json"]
+
+
+def _rope_config(folder: Path) -> list[str]:
+    scaling = {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "attention_factor": 1.1,
+        "beta_fast": 32, "beta_slow": 1, "truncate": False,
+    }  # fmt: skip
+    config = {
+        "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "rope_scaling": scaling, "rope_parameters": None,
+        "eos_token_id": [2, 3],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return ["config.json"]
+
+
+def _read_rope_config(folder: Path) -> object:
+    rope = getattr(read_lm_config(folder), "rope", None)  # none where the damage names another family
+    return rope and rope.frequencies(8)
 
 
 def _tokenizer(folder: Path) -> list[str]:
@@ -222,6 +250,7 @@ READERS: dict[str, Reader] = {
     "safetensors": Reader(_safetensors, _read_safetensors),
     "gguf": Reader(_gguf, _read_gguf),
     "lm_config": Reader(_lm_config, read_lm_config),
+    "rope_config": Reader(_rope_config, _read_rope_config, values=True),
     "tokenizer": Reader(_tokenizer, _read_tokenizer),
     "tables": Reader(_tables, _read_tables),
     "tar": Reader(_tar, _read_tar),
@@ -267,14 +296,29 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(made)
 
 
+def replace_values(data: bytes, rng: np.random.Generator) -> bytes:
+    """Replaces one to three values of a JSON object, at any depth."""
+    made = json.loads(data)
+    for _ in range(int(rng.integers(1, 4))):
+        node = made
+        while True:
+            key = sorted(node)[int(rng.integers(len(node)))]
+            if not isinstance(node[key], dict) or not node[key] or rng.integers(4) == 0:
+                break
+            node = node[key]
+        node[key] = copy.deepcopy(VALUES[int(rng.integers(len(VALUES)))])  # may itself be damaged next
+    return json.dumps(made).encode()
+
+
 def list_cases(name: str, folder: Path, *, first: int, cases: int) -> Iterator[int]:
     """Damages one of a reader's files in turn and puts it right again; yields the number of the case."""
     names = READERS[name].prepare(folder)
+    damage = replace_values if READERS[name].values else mutate
     sound = {file: (folder / file).read_bytes() for file in names}
     for case in range(first, first + cases):
         rng = np.random.default_rng([zlib.crc32(name.encode()), case])
         file = names[case % len(names)]
-        (folder / file).write_bytes(mutate(sound[file], rng))
+        (folder / file).write_bytes(damage(sound[file], rng))
         yield case
         (folder / file).write_bytes(sound[file])
 

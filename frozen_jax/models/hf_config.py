@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from frozen_jax.errors import UserError
+
+LARGEST = float(np.finfo(np.float32).max)
+"""What a number of a config may be at most: models compute in float32, which has nothing beyond but infinity."""
+
+MOST = 2**63 - 1
+"""What a whole number may be at most: sizes and positions are counted in 64 bits."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -103,16 +111,16 @@ class FieldReader:
         return UserError(f"config.json of a {self.family} model: {name} = {value!r} is not supported; {rule}")
 
     def integer(self, name: str, *, default: int | None, minimum: int = 1) -> int:
-        """Returns a whole number ≥ `minimum`; without a default the field must be there.
+        """Returns a whole number from `minimum` to `MOST`; without a default the field must be there.
 
         Raises:
-            UserError: missing, not a whole number, or too small.
+            UserError: missing, not a whole number, or out of that range.
         """
         value = self._take(name, default)
         if value is None:
             value = default
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise self.refuse(name, value, f"it must be a whole number of at least {minimum}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= MOST:
+            raise self.refuse(name, value, f"it must be a whole number of at least {minimum}, of at most 64 bits")
         return value
 
     def optional_integer(self, name: str, *, default: int | None = None, minimum: int = 1) -> int | None:
@@ -120,16 +128,16 @@ class FieldReader:
         return None if self._take(name, default) is None else self.integer(name, default=default, minimum=minimum)
 
     def number(self, name: str, *, default: float, minimum: float = 0.0) -> float:
-        """Returns a number ≥ `minimum` as float.
+        """Returns a number from `minimum` to `LARGEST` as float.
 
         Raises:
-            UserError: not a number, or too small.
+            UserError: not a number, too small, or not finite.
         """
         value = self._take(name, default)
         if value is None:
             value = default
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value >= minimum:
-            raise self.refuse(name, value, f"it must be a number of at least {minimum}")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not minimum <= value <= LARGEST:
+            raise self.refuse(name, value, f"it must be a number of at least {minimum}, finite in float32")
         return float(value)
 
     def rate(self, name: str, *, default: float) -> float:

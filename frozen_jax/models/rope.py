@@ -15,6 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from frozen_jax.errors import UserError
+from frozen_jax.models.hf_config import LARGEST, MOST
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""Of a number of these: anything smaller is divided by as zero in float32."""
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "default": (),
@@ -82,18 +86,20 @@ class Rope:
             max_positions: the family's or the file's context length.
 
         Raises:
-            UserError: unknown kind of scaling, unknown or missing field, or a value that is not a number.
+            UserError: unknown kind of scaling, unknown or missing field, or a value that is not a number or that no
+                frequencies follow from.
         """
         new, old = config.get("rope_parameters"), config.get("rope_scaling")
+        for name, value in (("rope_parameters", new), ("rope_scaling", old)):
+            if value is not None and not isinstance(value, Mapping):
+                raise UserError(f"config.json: {name} = {value!r} must be an object or null")
         if new and old and dict(new) != dict(old):
             raise UserError(
                 f"config.json: rope_parameters = {new!r} and rope_scaling = {old!r} contradict each other; remove one"
             )
         stated = new or old or {}
-        if not isinstance(stated, Mapping):
-            raise UserError(f"config.json: rope_parameters = {stated!r} must be an object")
         kind = stated.get("rope_type", stated.get("type", "default"))
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise UserError(
                 f"config.json: rope_type = {kind!r} is not supported, only {', '.join(KINDS)}; kinds whose frequencies "
                 "change with the length of the text would invalidate cached keys"
@@ -111,6 +117,9 @@ class Rope:
                 "a field that is not understood may change the outputs"
             )
         theta = given.pop("rope_theta", config.get("rope_theta"))
+        given["theta"] = default_theta if theta is None else theta
+        for name, value in given.items():
+            _check(name, value)
         if kind == "yarn" and "factor" not in given and "original_max_position_embeddings" in given:
             given["factor"] = max_positions / given["original_max_position_embeddings"]
         for name in NEEDED:
@@ -118,15 +127,17 @@ class Rope:
                 raise UserError(f"config.json: rope parameter {name} is missing; {kind!r} scaling needs it")
         if "original_max_position_embeddings" in KINDS[kind]:
             given["original_positions"] = given.pop("original_max_position_embeddings", max_positions)
-        values = {"theta": default_theta if theta is None else theta, **given}
-        for name, value in values.items():
-            if name != "truncate" and (not isinstance(value, int | float) or isinstance(value, bool) or value <= 0):
-                raise UserError(f"config.json: rope parameter {name} = {value!r} must be a number above 0")
-            # JSON writes 100000 as readily as 100000.0.
-            values[name] = value if name == "truncate" else int(value) if name == "original_positions" else float(value)
-        if not isinstance(values.get("truncate", True), bool):
-            raise UserError(f"config.json: rope parameter truncate = {values['truncate']!r} must be true or false")
-        return cls(kind=kind, **values)
+        # JSON writes 100000 as readily as 100000.0.
+        kept = {"truncate": bool, "original_positions": int}
+        rope = cls(kind=kind, **{name: kept.get(name, float)(value) for name, value in given.items()})
+        if kind == "llama3" and rope.low_freq_factor >= rope.high_freq_factor:
+            raise UserError(
+                f"config.json: rope parameter high_freq_factor = {rope.high_freq_factor} must be above "
+                f"low_freq_factor = {rope.low_freq_factor}; it bounds the shorter wavelengths"
+            )
+        if kind == "yarn" and rope.theta <= 1:
+            raise UserError(f"config.json: rope_theta = {rope.theta} must be above 1; wavelengths are its powers")
+        return rope
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of `rope_parameters`."""
@@ -181,6 +192,20 @@ class Rope:
         if self.mscale and self.mscale_all_dim:
             return temperature(self.mscale) / temperature(self.mscale_all_dim)
         return temperature(1.0)
+
+
+def _check(name: str, value: Any) -> None:
+    """Refuses a field's value that is of another type than its own, or out of range."""
+    if name == "truncate":
+        if not isinstance(value, bool):
+            raise UserError(f"config.json: rope parameter truncate = {value!r} must be true or false")
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # A comparison is false for NaN and exact for integers of any length, which float() and isfinite do not take.
+    if not number or not SMALLEST <= value <= LARGEST:
+        raise UserError(f"config.json: rope parameter {name} = {value!r} must be a number above 0, finite in float32")
+    if name == "original_max_position_embeddings" and not 1 <= value <= MOST:
+        raise UserError(f"config.json: rope parameter {name} = {value!r} counts positions: 1 or more, in 64 bits")
 
 
 def rope_angles(

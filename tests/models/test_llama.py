@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,6 +117,9 @@ def test_older_spelling_of_rope_is_the_same() -> None:
         ("llama", "head_dim", 7, "must be even"),
         ("llama", "hidden_act", "gelu_python", "must be one of"),
         ("llama", "vocab_size", None, "at least 1"),
+        ("llama", "max_position_embeddings", 2**63, "at most 64 bits"),
+        ("llama", "rms_norm_eps", 10**400, "finite"),
+        ("llama", "rms_norm_eps", math.nan, "finite"),
         ("llama", "rope_interleaved", True, "half a head apart"),
         ("llama", "sliding_window", 16, "not understood"),
         ("llama", "quantization_config", {}, "not understood"),
@@ -125,7 +130,7 @@ def test_older_spelling_of_rope_is_the_same() -> None:
         ("qwen2", "layer_types", 5, "only full_attention"),
         ("qwen2", "layer_types", [[]], "only full_attention"),
         ("qwen2", "use_mrope", True, "not built here"),
-        ("smollm3", "num_hidden_layers", 2**70, "at most 100000"),
+        ("smollm3", "num_hidden_layers", 2**40, "at most 100000"),
         ("smollm3", "no_rope_layers", [1], "list of 2"),
         ("smollm3", "no_rope_layers", [1, 2], "list of 2"),
     ],
@@ -147,6 +152,28 @@ def test_unsupported_field_is_named(model_type: str, field: str, value: object, 
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ({"rope_parameters": [1]}, "must be an object"),
+        (
+            {"rope_scaling": "abc", "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling = 'abc' must be an object",
+        ),
+        ({"rope_scaling": {"type": ["yarn"], "factor": 2.0}}, "rope_type = .*'yarn'.* is not supported"),
+        ({"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 0}}, "_embeddings = 0 must be a number"),
+        ({"rope_scaling": {"type": "yarn", "original_max_position_embeddings": "64"}}, "_embeddings = '64' must be a"),
+        ({"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 0.5}}, "_embeddings = 0.5 counts pos"),
+        (
+            {"rope_scaling": {**SCALINGS["llama3"], "original_max_position_embeddings": 2**63}},
+            "_embeddings = 9223372036854775808 counts positions",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "factor = 10{400} must be .* finite"),
+        ({"rope_scaling": {"type": "linear", "factor": math.nan}}, "factor = nan must be .* finite"),
+        ({"rope_scaling": {"type": "linear", "factor": math.inf}}, "factor = inf must be .* finite"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e-60}}, "factor = 1e-60 must be .* finite"),
+        ({"rope_theta": True}, "theta = True must be a number"),
+        ({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_theta = 1.0 must be above 1"),
+        (
+            {"rope_scaling": {**SCALINGS["llama3"], "low_freq_factor": 4.0}},
+            "high_freq_factor = 4.0 must be above low_freq_factor = 4.0",
+        ),
         (
             {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "linear", "factor": 2.0}},
             "contradict each other",
