@@ -1,7 +1,9 @@
 """Encoders with published weights: loaded into a run, frozen or not, and what does not fit is refused."""
 
+import io
 import os
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -140,6 +142,67 @@ def test_no_tensor_reaches_out_of_its_numbers(tmp_path):
     assert content.count(b"K\x02K\x03K\x04\x87") >= 1  # the shape (2, 3, 4) in the program
     (tmp_path / "a.pt").write_bytes(content.replace(b"K\x02K\x03K\x04\x87", b"K\x02K\x03K\x05\x87"))
     with pytest.raises(UserError, match=r"a tensor of shape \(2, 3, 5\) lies outside its 24 numbers"):
+        read_torch_file(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("count", [2**40, 2**60])
+def test_a_length_that_the_file_does_not_have_takes_no_memory(tmp_path, count):
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    place = content.rindex(struct.pack("<q", 4))
+    path.write_bytes(content[:place] + struct.pack("<q", count) + content[place + 8 :])
+    with pytest.raises(UserError, match=r"cannot be read as plain tensors"):
+        read_torch_file(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be read as plain tensors"):
+        read_torch_file(path)
+    path.write_bytes(b"\x80\x04\x8d" + struct.pack("<Q", count) + b"abc")
+    with pytest.raises(UserError, match=r"expected \d+ bytes in a unicodestring8"):
+        read_torch_file(path)
+
+
+SHARED = b")" + b"".join(b"q%ch%c\x86" % (level, level) for level in range(60))
+"""A program that makes a tuple of twice the same tuple, sixty times over: 2**60 places to hash or to print."""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"}" + SHARED + b"Ns",  # a name in a dict
+        b"}(" + SHARED + b"Nu",
+        b"ccollections\nOrderedDict\n](" + SHARED + b"N\x86e\x85R",  # an ordered dict's, as Python 2 wrote them
+        b"(K\x00ctorch\nFloatStorage\n" + SHARED + b"K\x00K\x01tQ",  # the key of a storage
+        b"(K\x00" + SHARED + b"X\x01\x00\x00\x000K\x00K\x01tQ",  # the kind of one
+        b"}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n(" + SHARED + b"K\x00))tRs",  # a tensor's storage
+    ],
+    ids=["setitem", "setitems", "ordered", "key", "kind", "storage"],
+)
+def test_what_grows_with_every_level_is_never_walked(tmp_path, program):
+    buffer = io.BytesIO()
+    torch.save({"w": torch.zeros(1)}, buffer)
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(tmp_path / "a.pt", "w") as made:
+        for name in source.namelist():
+            made.writestr(name, b"\x80\x02" + program + b"." if name.endswith("data.pkl") else source.read(name))
+    with pytest.raises(UserError, match="cannot be read as plain tensors"):
+        read_torch_file(tmp_path / "a.pt")
+
+
+def test_sizes_of_a_tensor_are_whole_numbers(tmp_path):
+    torch.save({"w": torch.zeros(2, 3)}, tmp_path / "a.pt")
+    content = (tmp_path / "a.pt").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(tmp_path / "a.pt", "w") as made:
+        for name in source.namelist():
+            # The shape (2, 3) becomes (2**40, (3,)): their product would be a tuple of 2**40 numbers.
+            huge = b"\x8a\x06" + (2**40).to_bytes(6, "little") + b"K\x03\x85\x86"
+            made.writestr(name, source.read(name).replace(b"K\x02K\x03\x86", huge))
+    with pytest.raises(UserError, match="sizes are no whole numbers"):
+        read_torch_file(tmp_path / "a.pt")
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    torch.save({"module.w": torch.zeros(2), "w": torch.ones(2)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"holds both 'module.w' and 'w'"):
         read_torch_file(tmp_path / "a.pt")
 
 

@@ -2,7 +2,8 @@
 
 Such files are pickles, and a pickle is a program. It is not run here: `pickletools` lists its operations, and the few
 that a dict of tensors needs are followed with what they make kept as plain data. Any other operation, and any name but
-those of tensors and their storages, is refused.
+those of tensors and their storages, is refused. What the file says of its own sizes is held to its length, and nothing
+is hashed or printed that a few bytes can make exponentially large: a tuple that holds itself twice, again and again.
 
 Source: torch/serialization.py of PyTorch 2.13 for the two layouts; pickletools for the operations.
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -55,8 +57,17 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+def _fill(target: dict[str | int, Any], names: Sequence[Any], values: Sequence[Any]) -> dict[str | int, Any]:
+    """Adds entries to a dict, whose names must be texts or whole numbers, and returns it."""
+    if not all(type(name) in (str, int) for name in names):
+        raise ValueError("it has a dict with names that are no text")
+    target.update(zip(names, values, strict=True))
+    return target
+
+
 _NAMES: Mapping[str, Any] = {
-    "collections OrderedDict": dict,
+    # Python 2 wrote the entries as arguments, later ones by operations of their own.
+    "collections OrderedDict": lambda pairs=(): _fill({}, [name for name, _ in pairs], [value for _, value in pairs]),
     "torch._utils _rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: _Tensor(
         storage, offset, shape, strides
     ),
@@ -92,7 +103,16 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         strangers = [name for name, value in content.items() if not isinstance(value, _Tensor)]
         if strangers:
             raise UserError(f"{path}: {strangers[0]!r} is no tensor; save the state dict alone")
-        return {str(name).removeprefix(_DISTRIBUTED): _take(tensor, storages) for name, tensor in content.items()}
+        names: dict[str, str | int] = {}
+        for name in content:
+            plain = str(name).removeprefix(_DISTRIBUTED)
+            if plain in names:
+                raise UserError(
+                    f"{path}: holds both {names[plain]!r} and {name!r}, the same name but for what training on several "
+                    "devices puts before it; save one of them"
+                )
+            names[plain] = name
+        return {plain: _take(content[name], storages) for plain, name in names.items()}
     except (
         OSError,
         EOFError,
@@ -123,6 +143,8 @@ def _read(path: Path) -> tuple[Any, Mapping[_Storage, np.ndarray]]:
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type for member in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are longer than the file")
             (program,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
             root = program.removesuffix("data.pkl")
             order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
@@ -132,7 +154,8 @@ def _read(path: Path) -> tuple[Any, Mapping[_Storage, np.ndarray]]:
                 storage: np.frombuffer(archive.read(f"{root}data/{key}"), sign + _DTYPES[storage.kind])
                 for key, storage in named.items()
             }
-    with path.open("rb") as file:
+    # Of a map no more can be read than it has, whatever length the file states, and no memory is taken for it.
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if _follow(file, {}) != _MAGIC:
             raise ValueError("it was not written by torch.save")
         _follow(file, {})  # the layout's version, always the same
@@ -140,13 +163,18 @@ def _read(path: Path) -> tuple[Any, Mapping[_Storage, np.ndarray]]:
         content = _follow(file, named)
         storages = {}
         for key in _follow(file, {}):
+            if not isinstance(key, str):
+                raise ValueError("it names its numbers by something else than texts")
             dtype = np.dtype(sign + _DTYPES[named[key].kind])
             (count,) = struct.unpack(f"{sign}q", file.read(8))
-            storages[named[key]] = np.frombuffer(file.read(max(0, count) * dtype.itemsize), dtype)
+            numbers = file.read(max(0, count) * dtype.itemsize)
+            if len(numbers) != count * dtype.itemsize:
+                raise EOFError("its numbers are cut off")
+            storages[named[key]] = np.frombuffer(numbers, dtype)
         return content, storages
 
 
-def _follow(file: io.BytesIO | io.BufferedReader, named: dict[str, _Storage]) -> Any:
+def _follow(file: io.BytesIO | mmap.mmap, named: dict[str, _Storage]) -> Any:
     """Returns the value of the program that begins here, as plain data; lists the storages that it names by key."""
     stack: list[Any] = []
     marks: list[int] = []
@@ -158,7 +186,7 @@ def _follow(file: io.BytesIO | io.BufferedReader, named: dict[str, _Storage]) ->
         del stack[start:]
         return taken
 
-    for operation, argument, _ in pickletools.genops(file):
+    for operation, argument, _ in pickletools.genops(cast(IO[bytes], file)):
         name = operation.name
         if name in _VALUES:
             stack.append(argument)
@@ -179,13 +207,15 @@ def _follow(file: io.BytesIO | io.BufferedReader, named: dict[str, _Storage]) ->
             stack[-1].extend(values)
         elif name in ("SETITEM", "SETITEMS"):
             values = take(marks.pop() if name == "SETITEMS" else len(stack) - 2)
-            stack[-1].update(zip(values[::2], values[1::2], strict=True))
+            _fill(stack[-1], values[::2], values[1::2])
         elif name == "GLOBAL":
             if argument not in _NAMES:
                 raise ValueError(f"it asks for {argument.replace(' ', '.')}")
             stack.append(_NAMES[argument])
         elif name == "BINPERSID":
             _, kind, key, _, size, *_ = stack.pop()
+            if (type(kind), type(key), type(size)) != (str, str, int) or kind not in _DTYPES:
+                raise ValueError("it has numbers of an unknown kind")
             stack.append(named.setdefault(key, _Storage(kind, key, size)))
         elif name == "REDUCE":
             function, arguments = take(len(stack) - 2)
@@ -201,8 +231,12 @@ def _follow(file: io.BytesIO | io.BufferedReader, named: dict[str, _Storage]) ->
 
 def _take(tensor: _Tensor, storages: Mapping[_Storage, np.ndarray]) -> np.ndarray:
     """Copies a tensor out of its storage, which its offset, shape and strides must not leave."""
-    flat = storages[tensor.storage]
     shape, strides = tuple(tensor.shape), tuple(tensor.strides)
+    if not isinstance(tensor.storage, _Storage) or any(
+        type(size) is not int for size in (tensor.offset, *shape, *strides)
+    ):
+        raise ValueError("it has a tensor whose sizes are no whole numbers")
+    flat = storages[tensor.storage]
     count = math.prod(shape)
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if min((tensor.offset, *shape, *strides)) < 0 or (count and last >= len(flat)) or count > len(flat):
