@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -26,9 +27,11 @@ from frozen_jax.language_model import download_model
 from frozen_jax.models.efficientnet import EfficientNetLite
 from frozen_jax.models.nf_resnet import NFResNet
 from frozen_jax.models.resnet import ResNet
+from frozen_jax.models.vision import HF_FAMILIES, vision_config_from_hf
 from frozen_jax.models.vit import ViT
 from frozen_jax.state import Params
 from frozen_jax.sums import verify_file, verify_sums
+from frozen_jax.workdir import read_json
 
 
 def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
@@ -40,7 +43,8 @@ def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
         module: the encoder that the weights are for.
 
     Raises:
-        UserError: nothing there, an encoder without published weights, or weights of another one.
+        UserError: nothing there, an encoder without published weights, or weights of another one, by their shapes or
+            by the `config.json` and `preprocessor_config.json` beside them.
     """
     path = _find(path_or_hub_id)
     try:
@@ -58,9 +62,53 @@ def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
             table = efficientnet_table(module)
         else:
             raise UserError("this encoder has no published weights; leave vision.path empty")
+        if path.is_dir():
+            _compare_options(path, module)
+            _compare_pixels(path, module)
         return import_tensors(table, tensors, dtype=np.float32)
     except UserError as error:
         raise UserError(f"vision encoder {path}: {error}") from error
+
+
+def _compare_options(directory: Path, module: ViT | ResNet | EfficientNetLite) -> None:
+    """Refuses an encoder that its weights' config.json, of transformers, describes otherwise.
+
+    Weights fit many encoders: heads, activation and epsilon are no shapes, and features would be wrong in silence.
+    """
+    path = directory / "config.json"
+    described = read_json(path) if path.is_file() else {}
+    if described.get("model_type") not in HF_FAMILIES:
+        return
+    projected = isinstance(module, ViT) and module.config.projection_width > 0
+    wanted = vision_config_from_hf(described, projected=projected)
+    if (wanted.pop("name") == "vit") != isinstance(module, ViT):
+        return  # no tensor's name will be found
+    built: Any = module.config if isinstance(module, ViT) else module
+    differing = {name: value for name, value in wanted.items() if getattr(built, name) != value}
+    if differing:
+        here = ", ".join(f"{name} = {getattr(built, name)!r}" for name in differing)
+        there = ", ".join(f"{name} = {value!r}" for name, value in differing.items())
+        raise UserError(f"config.json describes {there}, and vision.options make it {here}; set them as it says")
+
+
+def _compare_pixels(directory: Path, module: ViT | ResNet | EfficientNetLite) -> None:
+    """Refuses an encoder whose weights were trained on pixels normalised otherwise."""
+    path = directory / "preprocessor_config.json"
+    described = read_json(path) if path.is_file() else {}
+    if described.get("do_normalize") is False:
+        raise UserError(f"{path.name} says that pixels are not normalised, which is not built here; use other weights")
+    for name, used in zip(("image_mean", "image_std"), module.pixel_statistics, strict=True):
+        stated = described.get(name)
+        if stated is None:
+            continue
+        numbers = isinstance(stated, list) and all(type(value) in (int, float) and abs(value) < 1e6 for value in stated)
+        if not numbers or len(stated) != 3:
+            raise UserError(f"{path.name}: {name} is {stated!r}; it must be three numbers on the scale 0..1")
+        if not np.allclose(stated, used, rtol=0, atol=1e-3):
+            raise UserError(
+                f"{path.name} says {name} = {stated}, and this encoder normalises pixels by {list(used)}: the features "
+                "would be others; use weights that were trained so"
+            )
 
 
 def read_weights(path_or_hub_id: str) -> Mapping[str, np.ndarray]:

@@ -1,6 +1,8 @@
 """Encoders with published weights: loaded into a run, frozen or not, and what does not fit is refused."""
 
 import io
+import json
+import math
 import os
 import re
 import struct
@@ -25,7 +27,7 @@ from frozen_jax.convert.torch_reader import read_torch_file
 from frozen_jax.convert.vit import vit_table
 from frozen_jax.errors import UserError
 from frozen_jax.models.nf_resnet import GAMMAS
-from frozen_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD
+from frozen_jax.models.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from frozen_jax.models.vision import build_vision
 from frozen_jax.pretrained_vision import load_vision
 from frozen_jax.state import flatten
@@ -71,6 +73,86 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_vision(str(tmp_path), build_vision("vit", **{**VIT, "mlp_width": 16}))
     with pytest.raises(UserError, match=r"timm's NF-ResNets have vision\.options bottleneck=True"):
         load_vision(str(tmp_path), build_vision("nf_resnet_small"))
+
+
+# As old files have it: every field of every model, most of them about texts.
+TOWER = {
+    **{"model_type": "clip_vision_model", "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 2},
+    **{"num_attention_heads": 2, "intermediate_size": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-05},
+    **{"_name_or_path": "", "add_cross_attention": False, "architectures": None, "attention_dropout": 0.0},
+    **{"bad_words_ids": None, "bos_token_id": None, "chunk_size_feed_forward": 0, "decoder_start_token_id": None},
+    **{"diversity_penalty": 0.0, "do_sample": False, "dropout": 0.0, "encoder_no_repeat_ngram_size": 0},
+    **{"eos_token_id": None, "forced_bos_token_id": None, "id2label": {"0": "LABEL_0"}, "initializer_factor": 1.0},
+    **{"initializer_range": 0.02, "is_decoder": False, "no_repeat_ngram_size": 0, "num_beam_groups": 1},
+    **{
+        "num_return_sequences": 1,
+        "output_scores": False,
+        "pad_token_id": None,
+        "pruned_heads": {},
+        "torch_dtype": None,
+    },
+    **{"remove_invalid_values": False, "return_dict_in_generate": False, "tie_word_embeddings": True, "top_k": 50},
+    **{"torchscript": False, "transformers_version": "4.16.0", "use_bfloat16": False, "tokenizer_class": None},
+}
+
+
+def describe(directory, fields=None, *, pixels=None):
+    (directory / "config.json").write_text(json.dumps(fields or {}))
+    (directory / "preprocessor_config.json").write_text(json.dumps(pixels or {}))
+
+
+def test_weights_are_read_by_their_own_description(tmp_path):
+    save(tmp_path, "vit", VIT)
+    module = build_vision("vit", **VIT)
+    pixels = {"do_normalize": True, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "size": 16}
+    for fields in (TOWER, {"model_type": "clip", "vision_config": TOWER, "projection_dim": 4}, {"model_type": "other"}):
+        describe(tmp_path, fields, pixels=pixels)
+        load_vision(str(tmp_path), module)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pixels", "message"),
+    [
+        ({"num_attention_heads": 4}, {}, r"config.json describes heads = 4, and vision.options make it heads = 2; set"),
+        (
+            {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+            {},
+            "describes activation = 'gelu', norm_epsilon = 1e-06, and",
+        ),
+        ({"model_type": "vit"}, {}, "describes family = 'plain', and vision.options make it family = 'clip'"),
+        ({"hidden_act": "tanh"}, {}, "hidden_act = 'tanh' is not supported"),
+        (
+            {},
+            {"image_mean": list(IMAGENET_MEAN)},
+            r"says image_mean = \[0.485, .*, and this encoder normalises pixels by",
+        ),
+        ({}, {"image_std": [0.5] * 3}, r"says image_std = \[0.5, 0.5, 0.5\], and this encoder"),
+        ({}, {"image_mean": [0, 0, 0]}, r"says image_mean = \[0, 0, 0\], and this encoder"),
+        ({}, {"image_mean": [0.5]}, "image_mean is .* must be three numbers"),
+        ({}, {"image_mean": [math.nan] * 3}, "image_mean is .* must be three numbers"),
+        ({}, {"image_mean": "0.5"}, "image_mean is '0.5'; it must be three numbers"),
+        ({}, {"do_normalize": False}, "pixels are not normalised"),
+    ],
+)
+def test_weights_that_describe_another_encoder_are_refused(tmp_path, fields, pixels, message):
+    """Heads, activations and pixels are no shapes: the features would be wrong and nothing would say so."""
+    save(tmp_path, "vit", VIT)
+    describe(tmp_path, {**TOWER, **fields}, pixels=pixels)
+    with pytest.raises(UserError, match=rf"vision encoder {tmp_path}: .*{message}"):
+        load_vision(str(tmp_path), build_vision("vit", **VIT))
+
+
+def test_a_resnet_is_compared_with_its_description(tmp_path):
+    save(tmp_path, "resnet50", RESNET, layout="transformers")
+    fields = {"model_type": "resnet", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 4}
+    describe(tmp_path, fields, pixels={"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)})
+    load_vision(str(tmp_path), build_vision("resnet50", **RESNET))
+    describe(tmp_path, {**fields, "downsample_in_bottleneck": True})
+    with pytest.raises(UserError, match="downsample_in_bottleneck = True"):
+        load_vision(str(tmp_path), build_vision("resnet50", **RESNET))
+    describe(tmp_path, fields, pixels={"image_std": [0.5] * 3})
+    with pytest.raises(UserError, match="says image_std"):
+        load_vision(str(tmp_path), build_vision("resnet50", **RESNET))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
-from frozen_jax.models.pixels import LITE_MEAN, LITE_STD, VisionOutput, normalise
+from frozen_jax.models.pixels import LITE_MEAN, LITE_STD, PixelStatistics, VisionOutput, normalise
 
 NORM_EPSILON = 1e-3
 
@@ -110,6 +110,11 @@ class EfficientNetLite(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @property
+    def pixel_statistics(self) -> PixelStatistics:
+        """By which pixels are normalised."""
+        return LITE_MEAN, LITE_STD
+
+    @property
     def width(self) -> int:
         """E of the pooled feature."""
         return self.head_width
@@ -131,7 +136,7 @@ class EfficientNetLite(nn.Module):
             images: RGB, 0..255; taken to (images - 127) / 128.
             deterministic: no effect, there is no dropout here; taken so that all encoders are called alike.
         """
-        x = normalise(images, LITE_MEAN, LITE_STD, self.dtype)
+        x = normalise(images, *self.pixel_statistics, self.dtype)
         x = jax.nn.relu6(PaddedConv(self.stem_width, 3, 2, dtype=self.dtype, name="stem")(x))
         for number, (width, expansion, size, stride) in enumerate(self.plan(), start=1):
             x = InvertedResidual(width, expansion, size, stride, self.dtype, name=f"block_{number}")(x)

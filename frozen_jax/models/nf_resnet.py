@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from frozen_jax.models.convolution import convolve, halve, max_pool
-from frozen_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD, VisionOutput, normalise
+from frozen_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelStatistics, VisionOutput, normalise
 
 ALPHA = 0.2
 """Weight of a residual branch: the square is the variance that each block adds."""
@@ -182,6 +182,11 @@ class NFResNet(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @property
+    def pixel_statistics(self) -> PixelStatistics:
+        """By which pixels are normalised."""
+        return IMAGENET_MEAN, IMAGENET_STD
+
+    @property
     def width(self) -> int:
         """E, channels of the output."""
         return self.widths[-1]
@@ -194,7 +199,7 @@ class NFResNet(nn.Module):
             images: RGB, 0..255; normalised with ImageNet's mean and standard deviation.
             deterministic: no effect, there is no dropout here; taken so that all encoders are called alike.
         """
-        x = normalise(images, IMAGENET_MEAN, IMAGENET_STD, self.dtype)
+        x = normalise(images, *self.pixel_statistics, self.dtype)
         size, stride = STEMS[self.stem]
         x = StandardisedConv(self.stem_width, size, stride, self.dtype, name="stem")(x)
         if self.stem == "resnet":

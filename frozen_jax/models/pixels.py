@@ -22,6 +22,10 @@ LITE_MEAN = (127 / 255, 127 / 255, 127 / 255)
 LITE_STD = (128 / 255, 128 / 255, 128 / 255)
 
 
+PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of each channel, on the scale 0..1, by which an encoder's pixels are normalised."""
+
+
 class VisionOutput(NamedTuple):
     """What an encoder says about an image.
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt8
 
 from frozen_jax.models.convolution import convolve, max_pool
 from frozen_jax.models.hf_config import FieldReader
-from frozen_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD, VisionOutput, normalise
+from frozen_jax.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelStatistics, VisionOutput, normalise
 
 NORM_EPSILON = 1e-5
 EXPANSION = 4
@@ -102,6 +102,11 @@ class ResNet(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @property
+    def pixel_statistics(self) -> PixelStatistics:
+        """By which pixels are normalised."""
+        return IMAGENET_MEAN, IMAGENET_STD
+
+    @property
     def width(self) -> int:
         """E, channels of the output."""
         return self.widths[-1]
@@ -114,7 +119,7 @@ class ResNet(nn.Module):
             images: RGB, 0..255; normalised with ImageNet's mean and standard deviation.
             deterministic: no effect, there is no dropout here; taken so that all encoders are called alike.
         """
-        x = normalise(images, IMAGENET_MEAN, IMAGENET_STD, self.dtype)
+        x = normalise(images, *self.pixel_statistics, self.dtype)
         x = max_pool(jax.nn.relu(NormalisedConv(self.stem_width, 7, 2, self.dtype, name="stem")(x)))
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), start=1):
             for index in range(1, depth + 1):
@@ -146,6 +151,8 @@ def read_resnet_options(config: Mapping[str, Any]) -> dict[str, Any]:
     fields.require("downsample_in_first_stage", False, reason="the first stage keeps the size")
     fields.require("downsample_in_bottleneck", False, reason="the stride is in the 3x3 convolution (v1.5)")
     fields.ignore("out_features", "out_indices", "stage_names")
+    # No words are predicted here; old files have every field of every model.
+    fields.ignore("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
     options = {
         "widths": _read_sizes(fields, "hidden_sizes", default=(256, 512, 1024, 2048)),
         "depths": _read_sizes(fields, "depths", default=(3, 4, 6, 3)),

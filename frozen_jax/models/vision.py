@@ -236,6 +236,9 @@ BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
 }
 """Encoders by name; a builder's keyword arguments are the encoder's options."""
 
+HF_FAMILIES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "vit", "resnet")
+"""What `vision_config_from_hf` reads: values of `model_type`."""
+
 
 def build_vision(name: str, **options: Any) -> nn.Module:
     """Builds an encoder.
@@ -288,12 +291,11 @@ def vision_config_from_hf(config: Mapping[str, Any], *, projected: bool = False)
         config, family = {**tower, "model_type": "siglip_vision_model"}, "siglip_vision_model"
     if family == "resnet" and not projected:
         return {"name": "resnet50", **read_resnet_options(config)}
-    if family in ("clip", "clip_vision_model", "siglip_vision_model", "vit"):
+    if family in HF_FAMILIES and family != "resnet":
         return {"name": "vit", **read_vit_options(config, projected=projected)}
     raise UserError(
         f"config.json: model_type = {family!r}{' with a projected feature' if projected else ''} is not a vision "
-        "encoder of this project; it has clip, clip_vision_model, siglip, siglip_vision_model, vit and resnet, and "
-        "only CLIP can project its feature"
+        f"encoder of this project; it has {', '.join(HF_FAMILIES)}, and only CLIP can project its feature"
     )
 
 

@@ -26,7 +26,15 @@ from frozen_jax.errors import UserError
 from frozen_jax.models.convolution import cut_patches
 from frozen_jax.models.hf_config import FieldReader
 from frozen_jax.models.layers import ACTIVATIONS, LayerNorm, Projection, attend, stack_layers
-from frozen_jax.models.pixels import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, VisionOutput, normalise
+from frozen_jax.models.pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF_MEAN,
+    HALF_STD,
+    PixelStatistics,
+    VisionOutput,
+    normalise,
+)
 
 FAMILIES = ("clip", "plain", "siglip")
 
@@ -170,6 +178,11 @@ class ViT(nn.Module):
     unroll: int = 1
 
     @property
+    def pixel_statistics(self) -> PixelStatistics:
+        """By which pixels are normalised: CLIP's own, or to -1..1."""
+        return (CLIP_MEAN, CLIP_STD) if self.config.family == "clip" else (HALF_MEAN, HALF_STD)
+
+    @property
     def width(self) -> int:
         """E of the pooled feature."""
         return self.config.projection_width or self.config.width
@@ -192,7 +205,7 @@ class ViT(nn.Module):
                 f"images are {images.shape[1]}x{images.shape[2]}, this ViT has positions for "
                 f"{config.image_size}x{config.image_size} only; set the data's image size to {config.image_size}"
             )
-        pixels = normalise(images, *((CLIP_MEAN, CLIP_STD) if clip else (HALF_MEAN, HALF_STD)), dtype)
+        pixels = normalise(images, *self.pixel_statistics, dtype)
         batch = images.shape[0]
         patches = cut_patches(pixels, config.patch_size).reshape(batch, -1, config.patch_size**2 * 3)
         embed = Projection(
@@ -247,6 +260,8 @@ def read_vit_options(config: Mapping[str, Any], *, projected: bool) -> dict[str,
     # Dropout acts in training only, and imported encoders are trained without; the pooler and the decoder are heads.
     fields.ignore("attention_dropout", "dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
     fields.ignore("initializer_factor", "initializer_range", "encoder_stride", "pooler_act", "pooler_output_size")
+    # No words are predicted here; old files have every field of every model.
+    fields.ignore("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
     if not clip and projected:
         raise UserError(f"a ViT of the family {family} has no projection; only CLIP's pooled feature can be projected")
     projection_width = fields.integer("projection_dim", default=512) if clip else 0
