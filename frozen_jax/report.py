@@ -30,6 +30,8 @@ from frozen_jax.train import Trained
 from frozen_jax.workdir import digest_config, write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from frozen_jax.tasks.easy_vqa import QuestionSet
 
 SAMPLES = 12
@@ -124,6 +126,7 @@ def draw_samples(path: Path, tests: QuestionSet, captions: Sequence[str], answer
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    style: dict[str, Any] = {"fontsize": 9, "parse_math": False}  # a model may write anything, dollar signs included
     by_picture: dict[int, list[tuple[str, str, str]]] = {}
     for question, answer in zip(tests.questions, answers, strict=True):
         by_picture.setdefault(question.image_index, []).append((question.question, answer.strip(), question.answer))
@@ -133,17 +136,18 @@ def draw_samples(path: Path, tests: QuestionSet, captions: Sequence[str], answer
         axis.axis("off")
     for axis, row in zip(axes.flat, chosen, strict=False):
         axis.imshow(tests.images[row])
-        axis.set_title(f"truth: {' '.join(tests.scenes[row] or ())}", fontsize=10, loc="left")
+        title = f"truth: {' '.join(tests.scenes[row] or ())}"
+        axis.set_title(make_printable(title), fontsize=10, loc="left", parse_math=False)
         lines = [(f"caption: {captions[row]}", "black")]
         for asked, answer, truth in by_picture[row][:QUESTIONS_PER_SAMPLE]:
             lines.append((f"{asked} → {answer}", "darkgreen" if answer == truth else "crimson"))
         place = -0.04
         for line, colour in lines:
-            wrapped = textwrap.fill(line, 44)
-            axis.text(0, place, wrapped, transform=axis.transAxes, fontsize=9, va="top", color=colour)
+            wrapped = textwrap.fill(make_printable(line), 44)
+            axis.text(0, place, wrapped, transform=axis.transAxes, va="top", color=colour, **style)
             place -= 0.075 * (1 + wrapped.count("\n"))
     figure.subplots_adjust(left=0.02, right=0.99, top=0.97, bottom=0.12, hspace=0.5, wspace=0.06)
-    figure.savefig(path, dpi=80)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 
@@ -176,11 +180,11 @@ def draw_confusion(
     side = max(4.0, 0.32 * len(drawn) + 2)
     figure, axis = pyplot.subplots(figsize=(side, side))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [classes[place] for place in drawn]
-    axis.set_xticks(range(len(drawn)), labels, rotation=90, fontsize=8)
-    axis.set_yticks(
-        range(len(drawn)), [f"{name} ({int(counts[p])})" for p, name in zip(drawn, labels, strict=True)], fontsize=8
-    )
+    labels = [make_printable(classes[place]) for place in drawn]
+    style: dict[str, Any] = {"fontsize": 8, "parse_math": False}  # a class may be any text, dollar signs included
+    axis.set_xticks(range(len(drawn)), labels, rotation=90, **style)
+    counted = [f"{name} ({int(counts[place])})" for place, name in zip(drawn, labels, strict=True)]
+    axis.set_yticks(range(len(drawn)), counted, **style)
     axis.set_xlabel("taken for")
     axis.set_ylabel("is (pictures)")
     for row, column in np.argwhere(shares >= 0.05):
@@ -189,7 +193,7 @@ def draw_confusion(
         axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     accuracy = 100 * float((scores.argmax(axis=1) == targets).mean())
     axis.set_title(f"{accuracy:.1f} % of {len(targets):,} right; shares of a row in percent", fontsize=9)
-    figure.savefig(path, dpi=80, bbox_inches="tight")
+    save_figure(figure, path, bbox_inches="tight")
     pyplot.close(figure)
 
 
@@ -218,7 +222,7 @@ def draw_answers(
     from matplotlib import pyplot
 
     def wrap(text: str) -> str:
-        return textwrap.fill("".join(sign if sign.isprintable() else "\ufffd" for sign in text), 25)
+        return textwrap.fill(make_printable(text), 25)
 
     figure, axes = pyplot.subplots(2, SAMPLES // 2, figsize=(13, 5.4), gridspec_kw={"hspace": 0.45})
     style = {"fontsize": 8, "parse_math": False}  # a model may write anything, dollar signs included
@@ -229,10 +233,20 @@ def draw_answers(
         axis.set_title(wrap(f"is: {truth}"), loc="left", **style)
         colour = "darkgreen" if holds else "crimson"
         axis.text(0, -0.06, wrap(said), transform=axis.transAxes, va="top", color=colour, **style)
+    save_figure(figure, path, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def make_printable(text: str) -> str:
+    """Replaces what no font can draw: control characters and half signs."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Writes a PNG; `options` are those of `savefig`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font lacks: drawn as a box
-        figure.savefig(path, dpi=80, bbox_inches="tight")
-    pyplot.close(figure)
+        figure.savefig(path, dpi=80, **options)
 
 
 def flatten_figures(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
