@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ from frozen_jax.prompt import check_pictures, round_up
 from frozen_jax.prompt_batches import fill_up
 from frozen_jax.sharding import find_row_sharding
 from frozen_jax.state import Params
+
+Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 class Fused(NamedTuple):
@@ -48,7 +50,7 @@ def fuse(model: Model, items: Sequence[tuple[Picture, str]]) -> Fused:
     Args:
         model: that was trained with `config.fusion.kind`.
         items: pictures with their texts, worded as in training; the kind `image` reads none, which may then be "". A
-            picture that comes again is opened once.
+            picture that comes again in the same batch or the next is opened once.
 
     Raises:
         UserError: the model has no fusion, a picture cannot be opened, or a text is empty or too long.
@@ -62,11 +64,15 @@ def fuse(model: Model, items: Sequence[tuple[Picture, str]]) -> Fused:
     probabilities = np.zeros((len(items), len(network.fusion.classes)), np.float32)
     with count(model, len(items)):
         tokens = _lay_out(model, [text for _, text in items], wordless=network.fusion.kind == "image")
-        pixels, places = _open(model, [picture for picture, _ in items])
+        pictures = [picture for picture, _ in items]
+        check_pictures(pictures)
+        opened: dict[int, Pixels] = {}
         for start in range(0, len(items), model.batch_size):
             rows = list(range(start, min(start + model.batch_size, len(items))))
             filled = fill_up(rows, of=len(items), most=model.batch_size, devices=devices)
-            batch = (pixels[places[filled]][:, None], tokens[filled])
+            opened = _open(model, [pictures[row] for row in rows], opened)
+            pixels = np.stack([opened[id(pictures[row])] for row in filled])
+            batch = (pixels[:, None], tokens[filled])
             made = _run(network, model.params, *(batch if sharding is None else jax.device_put(batch, sharding)))
             vectors[rows], probabilities[rows] = (np.asarray(part)[: len(rows)] for part in made)
     return Fused(vectors, probabilities)
@@ -100,17 +106,20 @@ def _lay_out(model: Model, texts: Sequence[str], *, wordless: bool) -> Int[np.nd
     return np.stack(rows) if rows else np.zeros((0, length), np.int32)
 
 
-def _open(
-    model: Model, pictures: Sequence[Picture]
-) -> tuple[UInt8[np.ndarray, "pictures height width 3"], Int[np.ndarray, " R"]]:
-    """Returns the different pictures, black ones for a blind model, and which of them each item has."""
-    check_pictures(pictures)
+def _open(model: Model, pictures: Sequence[Picture], opened: Mapping[int, Pixels]) -> dict[int, Pixels]:
+    """Opens the different pictures of a batch but those that the batch before had; black ones for a blind model.
+
+    Args:
+        model: prepares them.
+        pictures: of the batch.
+        opened: of the batch before, by the pictures' identities.
+    """
     size = model.images.size
-    if model.blind or not pictures:
-        return np.zeros((1, size, size, 3), np.uint8), np.zeros(len(pictures), np.int64)
-    numbers: dict[int, int] = {}
-    places = [numbers.setdefault(id(picture), len(numbers)) for picture in pictures]
-    different = list({id(picture): picture for picture in pictures}.values())
-    open_picture = functools.partial(load_image, options=model.images)
+    different = {id(picture): picture for picture in pictures}
+    if model.blind:
+        return dict.fromkeys(different, np.zeros((size, size, 3), np.uint8))
+    missing = {key: picture for key, picture in different.items() if key not in opened}
     with ThreadPoolExecutor(8) as threads:
-        return np.stack(list(threads.map(open_picture, different))), np.array(places)
+        found = threads.map(functools.partial(load_image, options=model.images), missing.values())
+        new = dict(zip(missing, found, strict=True))
+    return {key: new[key] if key in new else opened[key] for key in different}

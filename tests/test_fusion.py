@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 import frozen_jax
+from frozen_jax import fusing
 from frozen_jax.batch import PAD, Batch
 from frozen_jax.build import build_towers
 from frozen_jax.config import OptimSettings, from_config_dict
-from frozen_jax.data.images import ImageOptions
+from frozen_jax.data.images import ImageOptions, load_image
 from frozen_jax.data.items import check_classes, list_all_items, list_classes, list_items, word_items
 from frozen_jax.data.order import Position
 from frozen_jax.data.pipeline import Pipeline, PipelineOptions
@@ -226,7 +228,7 @@ def test_classes_that_no_record_is_of_are_refused(tiny_config, tmp_path, monkeyp
         run(config, tmp_path / "unchecked", mode="train")
 
 
-def test_a_run_from_training_to_use(tiny_config, tmp_path):
+def test_a_run_from_training_to_use(tiny_config, tmp_path, monkeypatch):
     """Colours of patches asked for in words; black pictures and pictures of others are worse."""
     tiny_config.fusion.kind, tiny_config.fusion.width = "gated", 16
     tiny_config.data.bos = True
@@ -250,8 +252,20 @@ def test_a_run_from_training_to_use(tiny_config, tmp_path):
     alone = fuse(dataclasses.replace(model, batch_size=1), items[1:2])
     np.testing.assert_allclose(alone.probabilities[0], fused.probabilities[1], atol=1e-5)
     assert fuse(model, []).vectors.shape == (0, 16)
+    opened = []
+    monkeypatch.setattr(
+        fusing, "load_image", lambda *given, **options: opened.append(1) or load_image(*given, **options)
+    )
+    one, two = (picture.copy() for picture in pictures)
+    asked = [(one, "red"), (one, "blue"), (two, "red"), (two, "blue"), (one, "red")]
+    narrow = fuse(dataclasses.replace(model, batch_size=1), asked)
+    assert len(opened) == 3, "a picture is kept for the batch that follows, and no longer"
+    np.testing.assert_allclose(narrow.probabilities, fuse(model, asked).probabilities, atol=1e-5)
+    assert len(opened) == 3 + 2
     with pytest.raises(UserError, match=r"use frozen_jax\.fusing\.fuse"):
         model.embed_image(pictures)
+    with pytest.raises(UserError, match=r"picture 1 is of type int"):
+        fuse(model, [(Path("nowhere.png"), "red"), (3, "red")])
     with pytest.raises(UserError, match=r"item 0 has the text ''"):
         fuse(model, [(pictures[0], "")])
     with pytest.raises(UserError, match=r"a text takes \d+ tokens, and the language model has 64 positions"):

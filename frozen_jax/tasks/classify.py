@@ -151,7 +151,9 @@ def _read_pool(config: Config, classes: Sequence[str], tested: Sequence[Record])
     drawn = sample_indices(config.seed, 0, 0, len(source), len(source)).tolist()
     usable = read_usable(source.record, drawn, on_bad=config.data.on_bad)
     records = [r for r in usable if r.image is not None and r.tags and class_of(r, tag=settings.tag) in classes]
-    records = leave_out_damaged(leave_out_pictures(records, tested, line=line), config.data)
+    # Heads learn from all of them; shots are a few, for which not every picture of the source is opened.
+    most = None if settings.heads else max(settings.shot_pool, max(settings.shots) + 1)
+    records = leave_out_damaged(leave_out_pictures(records, tested, line=line), config.data, most=most)
     if len(records) <= max(settings.shots):
         raise UserError(
             f"evaluate.classify: {line!r} has {len(records)} pictures of these classes, {max(settings.shots)} shots "

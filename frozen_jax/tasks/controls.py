@@ -5,6 +5,7 @@ Prompts name pictures by their row in a table of prefixes, so another table show
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
@@ -127,10 +128,11 @@ def read_records(source: Source, *, most: int, data: DataSettings) -> list[Recor
     return leave_out_damaged(join_pictures(records), data)
 
 
-def leave_out_damaged(records: Sequence[Record], data: DataSettings) -> list[Record]:
-    """Returns the records whose pictures open, where `data.on_bad` is "replace"; otherwise all, and asking stops at one
-    that does not."""
-    return [record for record in records if data.on_bad == "raise" or _opens(record, data.image)]
+def leave_out_damaged(records: Sequence[Record], data: DataSettings, *, most: int | None = None) -> list[Record]:
+    """Returns the first `most` records whose pictures open, where `data.on_bad` is "replace"; otherwise the first at
+    all, and asking stops at one that does not."""
+    opening = (record for record in records if data.on_bad == "raise" or _opens(record, data.image))
+    return list(itertools.islice(opening, most))
 
 
 def _opens(record: Record, options: ImageOptions) -> bool:

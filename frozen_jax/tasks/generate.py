@@ -28,8 +28,15 @@ from frozen_jax.errors import UserError
 from frozen_jax.metrics.captions import exact_match
 from frozen_jax.metrics.frechet import frechet_distance
 from frozen_jax.processes import is_first
+from frozen_jax.report import make_printable, save_figure
 from frozen_jax.restore import load
-from frozen_jax.tasks.controls import Models, read_records, shuffle_without_fixed_points, source_line
+from frozen_jax.tasks.controls import (
+    Models,
+    leave_out_pictures,
+    read_records,
+    shuffle_without_fixed_points,
+    source_line,
+)
 from frozen_jax.tasks.reader import Reader, Reading, train_reader
 from frozen_jax.tasks.samples import Measured, Sample, choose_samples
 
@@ -40,6 +47,9 @@ SHOWN = 8
 """Columns of the pictures that are drawn of a run's samples."""
 
 NEIGHBOURS = 3
+
+COMPARED = 1024
+"""Training pictures with which all others are compared at a time."""
 
 Pixels = UInt8[np.ndarray, "_ height width 3"]
 
@@ -52,8 +62,10 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     """
     settings, model = config.evaluate.generate, models.seeing
     line = source_line(config, settings.source)
-    records = _select(open_source(line, clean=config.data.clean), config, line, most=config.evaluate.examples)
-    training = _select(open_source(config.data.train, clean=config.data.clean), config, "data.train", TRAINING_RECORDS)
+    source, taught = (open_source(each, clean=config.data.clean) for each in (line, config.data.train))
+    records = _select(read_records(source, most=config.evaluate.examples, data=config.data), config, line)
+    training = read_records(taught, most=TRAINING_RECORDS, data=config.data)
+    training = _select(leave_out_pictures(training, records, line=config.data.train), config, "data.train")
     real, known = _open(records, config), _open(training, config)
     captions = [record.captions[row % len(record.captions)] for row, record in enumerate(records)]
     worded = [config.data.caption_format.format(caption=caption) for caption in captions]
@@ -89,10 +101,9 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     return Measured({"generate": figures}, _collect(records, captions, drawn, read, config))
 
 
-def _select(source: Any, config: Config, name: str, most: int) -> list[Record]:
+def _select(records: Sequence[Record], config: Config, name: str) -> list[Record]:
     """Returns the records that can be used, a caption and a tag at each named place, without their other tags."""
     tags = config.evaluate.generate.tags
-    records = read_records(source, most=most, data=config.data)
     whole = (record for record in records if record.captions and len(record.tags) >= len(tags))
     usable = [record._replace(tags=record.tags[: len(tags)]) for record in whole]
     if len(usable) < 2:
@@ -173,20 +184,29 @@ def find_nearest(pictures: Pixels, training: Pixels, *, flip: bool = False) -> N
         training: to search.
         flip: training showed mirror images, too: of each picture that one counts which is nearer.
     """
-    known = training.reshape(len(training), -1).astype(np.float32)
-    lengths = np.square(known).sum(1)[None]
+
+    def flatten(views: Pixels) -> Float[np.ndarray, "R N"]:
+        flat: np.ndarray = views.reshape(len(views), -1).astype(np.float32)
+        return flat
 
     def compare(views: Pixels) -> Float[np.ndarray, "R K"]:
-        one = views.reshape(len(views), -1).astype(np.float32)
-        squares: np.ndarray = np.square(one).sum(1)[:, None] + lengths - 2 * one @ known.T
+        one, columns = flatten(views), []
+        for start in range(0, len(training), COMPARED):  # all of them in float32 would take gigabytes
+            known = flatten(training[start : start + COMPARED])
+            columns.append(np.square(known).sum(1)[None] - 2 * one @ known.T)
+        squares: np.ndarray = np.square(one).sum(1)[:, None] + np.concatenate(columns, axis=1)
         return squares
 
     # A picture is as far from a mirror image as its own mirror image from the original.
     sides = np.stack([compare(pictures), compare(pictures[:, :, ::-1])] if flip else [compare(pictures)])
-    squares = sides.min(axis=0)
-    order = np.argsort(squares, axis=1)[:, :NEIGHBOURS]
+    order = np.argsort(sides.min(axis=0), axis=1)[:, :NEIGHBOURS]
     mirrored = np.take_along_axis(sides.argmin(axis=0), order, axis=1) == 1
-    distances = np.sqrt(np.maximum(np.take_along_axis(squares, order, axis=1), 0) / known.shape[1])
+    # Measured anew: of large numbers' small difference little is left.
+    distances = np.zeros(order.shape)
+    for row, place in np.ndindex(*order.shape):
+        other = training[order[row, place]]
+        other = other[:, ::-1] if mirrored[row, place] else other
+        distances[row, place] = np.sqrt(np.mean(np.square(pictures[row].astype(np.float64) - other)))
     return Nearest(order, mirrored, distances)
 
 
@@ -249,7 +269,8 @@ def _draw_grid(path: Path, grid: Sequence[Sequence[tuple[UInt8[np.ndarray, "heig
     for line, row in zip(axes, grid, strict=True):
         for axis, (picture, words) in zip(line, row, strict=False):
             axis.imshow(picture)
-            axis.set_title(textwrap.fill(words, 28, max_lines=2, placeholder=" …"), fontsize=7, parse_math=False)
-    figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=80)
+            title = textwrap.fill(make_printable(words), 28, max_lines=2, placeholder=" …")
+            axis.set_title(title, fontsize=7, parse_math=False)
+    figure.set_layout_engine("tight", pad=0.4)
+    save_figure(figure, path)
     pyplot.close(figure)

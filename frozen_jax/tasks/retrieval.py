@@ -76,7 +76,7 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     prompts = [fill(settings.prompt, Image(row)) for row in range(len(captioned))]
     texts = [config.data.caption_format.format(caption=caption) for caption in captions]
     own = [config.data.caption_format.format(caption=record.captions[0]) for record in captioned]
-    alike = relevant @ relevant.T
+    alike = relevant.astype(np.float32) @ relevant.T > 0  # of truth values numpy's product is a slow loop
     partners = _pairs_without_self(alike)
     dialogues = tell_dialogues(captioned, config)
     findable = partners.any(axis=1)

@@ -1,5 +1,6 @@
 """Captioning and closed-set classification of pictures of one shade of red each."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from frozen_jax.data_settings import DataSettings
 from frozen_jax.errors import UserError
 from frozen_jax.evaluate_settings import CaptionSettings, ClassifySettings, EvaluateSettings
 from frozen_jax.metrics.captions import cider_d
-from frozen_jax.tasks import caption, classify
+from frozen_jax.tasks import caption, classify, controls
 from frozen_jax.tasks.caption import score_captions
 from frozen_jax.tasks.controls import Models
 from tests.tasks.seers import Seer, paint
@@ -212,6 +213,19 @@ def test_heads_learn_from_no_picture_that_is_tested(reds, others, tmp_path):
     both = make_config(reds, tag=1, heads=True, shot_source=f"{reds} + {others}")
     figures = classify.evaluate(both, Models(Seer(lambda *_: 0.0)), tmp_path).figures
     assert figures["classify_head"]["trained_on"] == 5
+
+
+def test_of_a_pool_no_more_is_opened_than_shots_are_drawn_from(reds, others, tmp_path, monkeypatch):
+    """Of ImageNet each picture would be opened for two shots; heads learn from all."""
+    opened = []
+    monkeypatch.setattr(controls, "_opens", lambda record, options: not opened.append(record.id))
+    settings = {"tag": 1, "shot_source": others, "shot_pool": 2, "shots": (1,)}
+    for heads, count in ((False, 2), (True, 5)):
+        config = make_config(reds, heads=heads, **settings)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_bad="replace"))
+        opened.clear()
+        classify.evaluate(config, Models(Seer(lambda *_: 0.0)), tmp_path)
+        assert len([name for name in opened if name.startswith("others")]) == count
 
 
 def test_shots_need_pictures(reds, others, tmp_path):

@@ -18,18 +18,23 @@ class Asked(Exception):
     """Ends a task where its model is asked, and holds the captions."""
 
 
-@pytest.fixture
-def config(tmp_path):
+def write_dirty(folder, name, *, lighter):
     rows = []
     for red in (10, 240):
-        Pillow.fromarray(paint(red)).save(tmp_path / f"{red}.png")
-        rows.append({"image": f"{red}.png", "caption": f"a  red\u200b\nsquare &amp; {red}", "tags": [f"of {red}"]})
-    (tmp_path / "dirty.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    line = f"jsonl:{tmp_path}/dirty.jsonl"
+        Pillow.fromarray(paint(red + lighter)).save(folder / f"{name}{red}.png")
+        caption = f"a  red\u200b\nsquare &amp; {red}"
+        rows.append({"image": f"{name}{red}.png", "caption": caption, "tags": [f"of {red}"]})
+    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"jsonl:{folder}/{name}.jsonl"
+
+
+@pytest.fixture
+def config(tmp_path):
+    train, validation = write_dirty(tmp_path, "train", lighter=5), write_dirty(tmp_path, "dirty", lighter=0)
     default = Config()
     return dataclasses.replace(
         default,
-        data=dataclasses.replace(default.data, train=line, validation=line, caption_format=" {caption}"),
+        data=dataclasses.replace(default.data, train=train, validation=validation, caption_format=" {caption}"),
         fusion=FusionSettings(kind="concat", item="caption", classes=("of 10", "of 240")),
     )
 

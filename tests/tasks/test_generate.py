@@ -9,6 +9,8 @@ import pytest
 from frozen_jax.config import Config
 from frozen_jax.data.fake import FakeSource
 from frozen_jax.data.records import Record
+from frozen_jax.errors import UserError
+from frozen_jax.evaluate_settings import EvaluateSettings, GenerateSettings
 from frozen_jax.metrics.frechet import frechet_distance
 from frozen_jax.tasks import generate
 from frozen_jax.tasks.controls import Models
@@ -38,7 +40,17 @@ def test_nearest_pictures_by_root_mean_square():
     training = np.stack([np.full((2, 2, 3), grey, np.uint8) for grey in (0, 100, 200, 250)])
     nearest = find_nearest(training[[2]] - np.uint8(10), training)
     assert nearest.numbers.tolist() == [[2, 3, 1]] and not nearest.mirrored.any()
-    np.testing.assert_allclose(nearest.distances, [[10, 60, 90]], atol=0.1)
+    np.testing.assert_allclose(nearest.distances, [[10, 60, 90]])
+
+
+def test_neighbours_are_found_in_every_block_and_a_copy_is_no_distance_away(monkeypatch):
+    monkeypatch.setattr(generate, "COMPARED", 3)
+    training = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    whole = np.sqrt(np.square(training[:, None].astype(float) - training[None]).mean(axis=(2, 3, 4)))
+    nearest = find_nearest(training, training)
+    assert nearest.numbers.tolist() == whole.argsort(axis=1)[:, :3].tolist()
+    np.testing.assert_allclose(nearest.distances, np.sort(whole, axis=1)[:, :3])
+    assert (nearest.distances[:, 0] == 0).all()
 
 
 def test_a_mirrored_copy_is_a_copy_where_training_mirrors(monkeypatch):
@@ -58,10 +70,34 @@ def test_a_mirrored_copy_is_a_copy_where_training_mirrors(monkeypatch):
 
 
 class Copyist:
-    """Draws the pictures of a synthetic source, mirrored."""
+    """Draws the pictures of a synthetic source from `start` on, mirrored."""
+
+    def __init__(self, start=0):
+        self.start = start
 
     def draw(self, texts, **options):
-        return np.stack([FakeSource(6).record(row).image[:, ::-1] for row in range(len(texts))])
+        return np.stack([FakeSource(12).record(self.start + row).image[:, ::-1] for row in range(len(texts))])
+
+
+def test_what_is_tested_teaches_neither_the_judge_nor_counts_as_a_neighbour(tmp_path, monkeypatch):
+    """Where both sources are one: the judge would know the answers, and every real picture would be a copy."""
+    default = Config().data
+    image = dataclasses.replace(default.image, size=FakeSource(12).record(0).image.shape[0])
+    data = dataclasses.replace(default, train="fake:12", validation="fake:6", image=image)
+    drawn = GenerateSettings(tags=("colour", "place"), reader_steps=2)
+    config = Config(data=data, evaluate=EvaluateSettings(generate=drawn))
+    taught = []
+
+    def train(pictures, tags, **options):
+        taught.extend(pictures)
+        return train_reader(pictures, tags, **options)
+
+    monkeypatch.setattr(generate, "train_reader", train)
+    figures = generate.evaluate(config, Models(Copyist()), tmp_path).figures["generate"]
+    assert np.array_equal(taught, [FakeSource(12).record(row).image for row in range(6, 12)])
+    assert figures["real"]["nearest_train_rms"] > 1
+    with pytest.raises(UserError, match="'fake:6' has no picture to learn from but those that are tested"):
+        generate.evaluate(Config(data=dataclasses.replace(data, train="fake:6")), Models(Copyist()), tmp_path)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -69,9 +105,9 @@ def test_the_report_knows_mirrored_copies_where_training_mirrors(flip, tmp_path)
     default = Config().data
     image = dataclasses.replace(default.image, size=FakeSource(6).record(0).image.shape[0])
     augment = dataclasses.replace(default.augment, flip=flip)
-    data = dataclasses.replace(default, train="fake:6", validation="fake:6", image=image, augment=augment)
-    figures = generate.evaluate(Config(data=data), Models(Copyist()), tmp_path).figures["generate"]
-    assert (figures["seeing"]["nearest_train_rms"] < 0.1) == flip and figures["real"]["nearest_train_rms"] < 0.1
+    data = dataclasses.replace(default, train="fake:12", validation="fake:6", image=image, augment=augment)
+    figures = generate.evaluate(Config(data=data), Models(Copyist(start=6)), tmp_path).figures["generate"]
+    assert (figures["seeing"]["nearest_train_rms"] == 0) == flip
     assert (tmp_path / "neighbours.png").stat().st_size > 1000
 
 
