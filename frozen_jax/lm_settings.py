@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 LMMode = Literal["frozen", "finetuned", "scratch"]
 
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class LMSettings:
@@ -31,7 +33,7 @@ class LMSettings:
     mode: LMMode = "frozen"
     weights: Literal["float", "int8"] = "float"
     lora_rank: int = 0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeName = "auto"
     architecture: dict[str, Any] = field(default_factory=dict)
     remat: Literal["none", "dots", "full"] = "none"
 

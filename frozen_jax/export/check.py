@@ -107,10 +107,13 @@ def compare_with_torch(model: Model, directory: Path, *, language_model: Any = N
     """Loads an export in PyTorch and runs both models on the same prompts.
 
     Raises:
-        UserError: logits or greedy tokens differ.
+        UserError: logits or greedy tokens differ, or PyTorch cannot load the language model that the export names.
     """
     modeling = import_modeling(directory / MODELING.name)
-    torch_model = getattr(modeling, CLASS).from_pretrained(directory, language_model=language_model)
+    try:
+        torch_model = getattr(modeling, CLASS).from_pretrained(directory, language_model=language_model)
+    except OSError as error:  # of the language model that an export names
+        raise UserError(f"PyTorch cannot load the language model of this run ({error}); export it too") from error
     processor = modeling.FrozenProcessor.from_pretrained(directory)
     result = compare(model, torch_model, processor, sample_prompts(model))
     if result.logit_difference > TOLERANCE * max(1.0, result.deviation) or result.equal_texts < result.prompts:

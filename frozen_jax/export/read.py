@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from frozen_jax.export.layout import (
     verify,
 )
 from frozen_jax.language_model import load_lm
+from frozen_jax.lm_settings import DtypeName
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
 from frozen_jax.models.prefix import Prefix
@@ -32,14 +33,15 @@ from frozen_jax.tokenizer import Tokenizer
 from frozen_jax.workdir import read_json
 
 
-def load_export(directory: Path, *, dtype_name: str = "auto") -> Model:
+def load_export(directory: Path, *, dtype_name: str = "") -> Model:
     """Loads an exported model.
 
     A directory without `digests.json`, as transformers' `save_pretrained` writes it, is read unverified.
 
     Args:
         directory: with `config.json` and the rest.
-        dtype_name: of the language model and of computation, as `config.lm.dtype`.
+        dtype_name: of the language model and of computation, as `config.lm.dtype`; "" is that of the run which was
+            exported.
 
     Raises:
         UserError: a file is missing, damaged or of another model, or the language model that it names is.
@@ -47,7 +49,7 @@ def load_export(directory: Path, *, dtype_name: str = "auto") -> Model:
     verify(directory)
     config, pictures = read_json(directory / CONFIG), read_json(directory / PREPROCESSOR)
     try:
-        dtype = choose_dtype(dtype_name)
+        dtype = _read_dtype(dtype_name or config.get("lm_dtype", "auto"))
         text, described = config["text_config"], config["prefix_config"]
         length = described["length"]
         if type(length) is not int or length < 1:
@@ -92,3 +94,9 @@ def _load_referenced(reference: Mapping[str, Any], dtype: np.dtype) -> Params:
         )
     params: Params = jax.tree.map(lambda leaf: leaf.astype(dtype), lm.params)
     return params
+
+
+def _read_dtype(name: Any) -> np.dtype:
+    if name not in get_args(DtypeName):
+        raise UserError(f"lm_dtype is {name!r}; it must be one of {', '.join(get_args(DtypeName))}")
+    return choose_dtype(name)

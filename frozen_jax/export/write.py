@@ -137,7 +137,9 @@ def _read_published(path: str, computed: Params) -> Params:
     return published
 
 
-def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | None = None) -> None:
+def write_pytorch(
+    model: Model, directory: Path, *, card: str, lm_path: str | None = None, lm_dtype: str = "float32"
+) -> None:
     """Fills a directory that transformers, by the code in it, and `frozen_jax.load` read.
 
     Args:
@@ -145,6 +147,7 @@ def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | No
         directory: exists and is empty.
         card: text of README.md.
         lm_path: the language model is left out and referred to by this directory or hub id.
+        lm_dtype: in which the run computed, and in which `frozen_jax.load` will.
     """
     network, tokenizer = model.network, model.tokenizer
     assert network.prefix is not None and network.vision is not None
@@ -162,6 +165,7 @@ def write_pytorch(model: Model, directory: Path, *, card: str, lm_path: str | No
             "AutoModelForImageTextToText": f"modeling_frozen.{CLASS}",
         },
         "dtype": "float32",
+        "lm_dtype": lm_dtype,
         "text_config": lm_config.to_hf(),
         "vision_config": describe_vision(network.vision),
         "prefix_config": {

@@ -55,6 +55,11 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
                 f"--no_lm leaves out a pre-trained language model that stayed as it was; this is --format={layout} of "
                 f"a run with lm.path={config.lm.path!r} and lm.mode={config.lm.mode!r}: export without --no_lm"
             )
+        if not with_lm and (config.lm.path.startswith("package:") or config.lm.path.endswith(".gguf")):
+            raise UserError(
+                f"--no_lm names the language model for PyTorch to load, which reads directories and hub ids; the run's "
+                f"is {config.lm.path!r}: export without --no_lm"
+            )
         changed = "int8 kernels" if config.lm.weights == "int8" else "adapted kernels" if config.adapts_lm else ""
         if not with_lm and changed:
             raise UserError(f"--no_lm: the run computed with {changed}, not with the published ones; export them too")
@@ -70,7 +75,7 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
         lm_path = None if with_lm else config.lm.path
         model = widen(run, lm_path=lm_path)
         card = write_card(model, config, workdir, lm_path=lm_path)
-        write_pytorch(model, directory, card=card, lm_path=lm_path)
+        write_pytorch(model, directory, card=card, lm_path=lm_path, lm_dtype=config.lm.dtype)
         check_round_trip(model, directory)
         if not has_torch():
             return (

@@ -21,7 +21,7 @@ from frozen_jax.build import resolve_path
 from frozen_jax.errors import UserError
 from frozen_jax.export import check
 from frozen_jax.export.check import compare_with_torch, import_modeling, sample_prompts
-from frozen_jax.export.layout import DIGESTS, VERIFIED, WEIGHTS, describe_vision
+from frozen_jax.export.layout import DIGESTS, PREPROCESSOR, VERIFIED, WEIGHTS, describe_vision
 from frozen_jax.export.read import load_export
 from frozen_jax.export.write import CLASS, PROGRAM, widen, write_digests
 from frozen_jax.language_model import load_lm
@@ -180,6 +180,7 @@ def test_what_ends_texts_is_verified_where_there_is_such_a_file(run, tmp_path):
         ({"prefix_config": None}, "lacks a field"),
         ({"language_model": {"path": "x", "sha256": ""}}, "belongs to no part of this model"),
         ({"text_config": {"model_type": "t5"}}, "'t5' is not supported"),
+        ({"lm_dtype": "float64"}, r"lm_dtype is 'float64'; it must be one of auto, float32, bfloat16"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(run, tmp_path, change, message):
@@ -231,6 +232,18 @@ def test_without_the_language_model_it_is_named_and_checked(run, tiny_lm, tmp_pa
         other.transformer.ln_f.bias[0] += 1
     with pytest.raises(ValueError, match="its weights differ"):
         getattr(import_modeling(), CLASS).from_pretrained(tmp_path / "out", language_model=other)
+    loaded = getattr(import_modeling(), CLASS).from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        loaded.language_model.transformer.ln_f.bias[0] += 1
+    loaded.save_pretrained(tmp_path / "trained")
+    for file in (PREPROCESSOR, "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "out" / file, tmp_path / "trained")
+    again = getattr(import_modeling(), CLASS).from_pretrained(tmp_path / "trained")
+    assert torch.equal(again.language_model.transformer.ln_f.bias, loaded.language_model.transformer.ln_f.bias)
+    back = flatten(frozen_jax.load(tmp_path / "trained").params)
+    moved = {name for name, leaf in flatten(whole.params).items() if not np.array_equal(leaf, back[name])}
+    assert moved == {"lm/final_norm/bias"}
+
     path = tmp_path / "out" / "config.json"
     config = json.loads(path.read_text())
     other.save_pretrained(tmp_path / "other")
@@ -251,11 +264,32 @@ def test_without_the_language_model_of_a_bfloat16_run_the_published_one_is_named
     save_run(config, tmp_path / "w")
     assert "every parameter bit for bit" in tool.export(tmp_path / "w", tmp_path / "out", with_lm=False)
     trained = load_run(tmp_path / "w")
-    assert same(load_export(tmp_path / "out", dtype_name="bfloat16").params, trained.params)
-    assert same(frozen_jax.load(tmp_path / "out").params["lm"], load_lm(tiny_lm).params)
+    back = frozen_jax.load(tmp_path / "out")
+    assert same(back.params, trained.params) and back.network == trained.network
+    assert same(load_export(tmp_path / "out", dtype_name="float32").params["lm"], load_lm(tiny_lm).params)
     lm = jax.tree.map(lambda leaf: leaf + 1, trained.params["lm"])
     with pytest.raises(UserError, match="is not the one that this run was trained with"):
         widen(dataclasses.replace(trained, params={**trained.params, "lm": lm}), lm_path=str(tiny_lm))
+
+
+@pytest.mark.parametrize("path", ["package:scene_gpt2", "a/model-q8.gguf"])
+def test_what_pytorch_cannot_open_by_name_is_not_left_out(run, tmp_path, path):
+    shutil.copytree(run[0] / "w", tmp_path / "w")
+    config = json.loads((tmp_path / "w" / "config.json").read_text())
+    config["lm"]["path"] = path
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"reads directories and hub ids; the run's is '{path}': export without"):
+        tool.export(tmp_path / "w", tmp_path / "out", with_lm=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_language_model_that_pytorch_does_not_find_is_named(run, tmp_path):
+    tool.export(run[0] / "w", tmp_path / "out", with_lm=False)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["language_model"]["path"] = str(tmp_path / "absent")
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"PyTorch cannot load the language model of this run \(.*absent.*; export it"):
+        compare_with_torch(frozen_jax.load(run[0] / "out"), tmp_path / "out")
 
 
 def test_without_torch_it_says_so(run, tmp_path, monkeypatch):

@@ -186,6 +186,11 @@ def test_pictures_are_prepared_bit_for_bit_alike(fit, tmp_path, modeling):
             np.testing.assert_array_equal(
                 processor.prepare_picture(opened), load_image(opened, options=options), err_msg=path.name
             )
+    rng = np.random.default_rng(1)
+    for shape in ((40, 30), (40, 30, 1), (40, 30, 4), (1, 40, 3), (40, 1, 3), (1, 1, 3), (1, 40, 4), (1, 30, 1)):
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        ours = load_image(pixels, options=options)
+        np.testing.assert_array_equal(processor.prepare_picture(pixels), ours, err_msg=str(shape))
     processor.max_pixels = 100
     with pytest.raises(ValueError, match="over the limit of 100"):
         processor.prepare_picture(tmp_path / "large.jpg")

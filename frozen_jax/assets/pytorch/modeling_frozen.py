@@ -95,8 +95,10 @@ class FrozenProcessor:
         """Opens a picture and resizes it as in training; returns uint8 [size, size, 3]."""
         if isinstance(source, os.PathLike):
             image = Image.open(source, formats=FORMATS)
+        elif isinstance(source, Image.Image):
+            image = source.copy()
         else:
-            image = source.copy() if isinstance(source, Image.Image) else Image.fromarray(np.squeeze(source))
+            image = Image.fromarray(source[:, :, 0] if source.shape[2:] == (1,) else source)
         with image:
             if image.width * image.height > self.max_pixels:
                 raise ValueError(f"{source}: {image.size} pixels are over the limit of {self.max_pixels}")
@@ -188,11 +190,9 @@ class NFBlock(nn.Module):
         for convolution in self.convolutions[:-1]:
             branch = activate(convolution(branch), self.activation)
         branch = self.convolutions[-1](branch, 0.2 * self.skip_gain)
-        if self.shortcut is not None:
-            if self.pool:
-                scaled = functional.avg_pool2d(scaled, 2, ceil_mode=True, count_include_pad=False)
-            x = self.shortcut(scaled)
-        return x + branch
+        if self.pool:
+            scaled = functional.avg_pool2d(scaled, 2, ceil_mode=True, count_include_pad=False)
+        return (x if self.shortcut is None else self.shortcut(scaled)) + branch
 
 
 class NFResNet(nn.Module):
@@ -262,10 +262,9 @@ class ResNet(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, before, 7, 2, 3, bias=False), FixedBatchNorm(before)
         self.stages = len(config["widths"])
         for stage, (width, depth) in enumerate(zip(config["widths"], config["depths"], strict=True), start=1):
-            blocks = []
-            for index in range(depth):
-                blocks.append(Bottleneck(before, width, 2 if index == 0 and stage > 1 else 1, transition=index == 0))
-                before = width
+            blocks = [Bottleneck(before, width, 2 if stage > 1 else 1, transition=True)]
+            blocks += [Bottleneck(width, width, 1, transition=False) for _ in range(1, depth)]
+            before = width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.width = before
 
@@ -400,6 +399,7 @@ class FrozenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if fingerprint(given) != wanted["sha256"]:
                 raise ValueError(f"this is not {wanted['path']} as this model was trained with; its weights differ")
             model.language_model = given.to(model.device, model.dtype).eval()
+            model.config.language_model = None  # what is saved from here on holds it, for it may be trained
         return model
 
     def get_input_embeddings(self):
@@ -436,8 +436,8 @@ class FrozenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Continues prompts; returns the new tokens [B, T]. `options` are transformers': num_beams, do_sample…"""
         self.language_model.generation_config = self.generation_config
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeddings = self.embed(input_ids, pixel_values)
-        return self.language_model.generate(inputs_embeds=embeddings, attention_mask=mask, **options)
+        words = self.embed(input_ids, pixel_values)
+        return self.language_model.generate(inputs_embeds=words, attention_mask=mask, **options)
 
 
 def fingerprint(language_model):
