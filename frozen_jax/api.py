@@ -44,6 +44,7 @@ from frozen_jax.prompt import (
     check_pictures,
     check_room,
     check_text,
+    count_prefixes,
     encode_prompt,
     make_key,
     name_picture,
@@ -367,7 +368,7 @@ class Model:
     ) -> tuple[list[Prompt], Float[np.ndarray, "R2 P D"] | None]:
         """Numbers the pictures of all prompts and encodes each once; the table is None where there are none."""
         check_list(prompts, "prompts")
-        known = 0 if prefixes is None else len(prefixes)
+        known = count_prefixes(prefixes, (self.network.prefix_length, self.network.lm.config.embed_width))
         rows: dict[str | int, int] = {}
         pictures: list[Picture] = []
 
@@ -438,10 +439,9 @@ class Model:
     ) -> tuple[Float[Array, "B S D"], Bool[np.ndarray, "B S"], Beginning | None]:
         """Returns the embeddings and the mask of a batch's rows, and what they begin with."""
 
-        def embed(rows: PromptRows, put: Callable[[np.ndarray], np.ndarray | Array]) -> Float[Array, "B S D"]:
+        def embed(rows: PromptRows, put: Callable[[np.ndarray], np.ndarray | Array]) -> Any:
             prefixes = None if table is None or not rows.images.size else put(table[rows.images])
-            embedded: Array = _embed_prompts(self.network, self.params, put(rows.tokens), prefixes)
-            return embedded
+            return _embed_prompts(self.network, self.params, put(rows.tokens), prefixes)
 
         beginning = None
         if batch.beginnings is not None and batch.owners is not None:

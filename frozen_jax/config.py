@@ -314,7 +314,7 @@ def _check(config: Config) -> None:
         ("profile.start", config.profile.start),
     ):
         require(amount >= 0, name, amount, "it must not be negative")
-    require(0 <= config.seed < 2**63, "seed", config.seed, "it must be at least 0 and less than 2**63")
+    require(0 <= config.seed < 2**32, "seed", config.seed, "it must be at least 0 and less than 2**32")
     check_data(config.data, require)
     check_evaluate(config.evaluate, require)
     check_faults(config.faults, require)

@@ -68,7 +68,11 @@ def score_texts(
         raise UserError(f"prompts={tuple(prompts)!r} must be templates with one {IMAGE_MARK} each, such as '[img] a'")
     mean = table.mean(axis=0) if mean is None else mean
     rows = range(len(table) + 1)
-    shown = np.stack([*table, mean, *(prefix for prefix, _ in shots)])
+    others = [mean, *(prefix for prefix, _ in shots)]
+    odd_one = next((other for other in others if np.shape(other) != table.shape[1:]), None)
+    if odd_one is not None:
+        raise UserError(f"mean and shots are vectors {table.shape[1:]}, as table's; one of them is {np.shape(odd_one)}")
+    shown = np.stack([*table, *others])
     scores = np.zeros((len(rows), len(texts)))
     laid = [(place, answer) for place, (_, answer) in enumerate(shots, len(rows))]
     for prompt in prompts:

@@ -234,6 +234,27 @@ def check_pictures(pictures: object) -> None:
             )
 
 
+def count_prefixes(prefixes: object, shape: tuple[int, int]) -> int:
+    """Returns R, how many pictures a table of prefixes has; 0 without a table.
+
+    Args:
+        prefixes: a table, or None.
+        shape: (P, D) of the model: another model's vectors would be read as words of this one's.
+
+    Raises:
+        UserError: it is no array of such vectors.
+    """
+    if prefixes is None:
+        return 0
+    found: tuple[int, ...] = getattr(prefixes, "shape", ())
+    if len(found) != 3 or found[1:] != shape:
+        raise UserError(
+            f"prefixes has the shape {found}, and this model's pictures are tables of [R, {shape[0]}, {shape[1]}]; "
+            "make it by this model's embed_image"
+        )
+    return int(found[0])
+
+
 def check_list(texts: object, name: str) -> None:
     """Refuses a text where a list is wanted: its letters would be taken one by one.
 
@@ -262,8 +283,8 @@ def make_key(seed: int) -> Array:
     """Returns the random key of a seed that a caller gives.
 
     Raises:
-        UserError: it has more than the 64 bits that a key is made of.
+        UserError: it has more than the 32 bits that a key is made of: others would be the key of another seed.
     """
-    if not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed = {seed} must be one of 64 bits, -2**63 <= seed < 2**63; give a smaller one")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed = {seed} must be one of 32 bits, 0 <= seed < 2**32; give another one")
     return jax.random.key(seed)

@@ -50,7 +50,7 @@ PIECES = (
     b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\r\n", b"%s{0}",
 )  # fmt: skip
 """What has broken readers: largest and smallest numbers, depth, other types, surrogates, paths that climb."""
-VALUES = (
+VALUES: tuple[object, ...] = (
     None, True, 0, -1, 1, 2, 0.5, 2**62, 10**400, 1e308, 1e-320, float("nan"), float("inf"), "", "64", "yarn", "linear",
     "llama3", "abc", [], ["yarn"], [1], {}, {"rope_type": "default"}, {"rope_type": "linear", "factor": 2},
 )  # fmt: skip

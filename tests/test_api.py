@@ -13,12 +13,12 @@ import PIL.Image
 import pytest
 
 import frozen_jax
-from frozen_jax import Image, api, fusing
+from frozen_jax import Image, api
 from frozen_jax.build import build_towers
 from frozen_jax.config import default_config, from_config_dict
 from frozen_jax.decode import _generate
 from frozen_jax.errors import UserError
-from frozen_jax.prompt import check_pictures, encode_prompt, name_picture
+from frozen_jax.prompt import check_pictures, count_prefixes, encode_prompt, name_picture
 from frozen_jax.restore import make_model
 from frozen_jax.scoring import score_continuations
 from frozen_jax.state import merge
@@ -169,6 +169,25 @@ def test_a_table_of_prefixes_stands_for_pictures(model):
         model.generate([[Image(3)]], prefixes=table)
 
 
+@pytest.mark.parametrize("given", [np.zeros((2, 3), np.float32), np.zeros((1, 2, 3, 4)), [[1.0]], "table"])
+def test_what_is_no_table_of_prefixes_is_refused(given):
+    with pytest.raises(UserError, match=r"prefixes has the shape .* tables of \[R, 2, 3\]"):
+        count_prefixes(given, (2, 3))
+
+
+@pytest.mark.parametrize("cut", [np.s_[:, :1], np.s_[:, :, 1:], np.s_[:, [0, 1, 1]]])
+def test_another_models_table_of_prefixes_is_refused(model, cut):
+    """Of another length or width: the words of an answer would not show it."""
+    table = model.embed_image(PICTURES)[cut]
+    for call in (
+        model.generate,
+        model.embed_prompts,
+        lambda asked, prefixes: model.score(asked, [" a"], prefixes=prefixes),
+    ):
+        with pytest.raises(UserError, match=r"prefixes has the shape .* make it by this model's embed_image"):
+            call([[Image(0)]], prefixes=table)
+
+
 def test_stop_strings_cut_the_text_and_say_so(model):
     whole = model.complete(PROMPTS, max_new_tokens=T, stop=())
     assert all(not one.stopped and one.new_tokens == T for one in whole)
@@ -193,9 +212,9 @@ def test_end_of_text_stops_only_where_it_is_asked_for(model):
     assert [tuple(one) for one in ending.complete(PROMPTS, max_new_tokens=T, stop=())] == [("", False, T)] * 3
 
 
-def test_a_seed_has_64_bits(model):
-    with pytest.raises(UserError, match="seed = .* must be one of 64 bits"):
-        model.generate(PROMPTS[:1], temperature=1.0, seed=2**70)
+def test_a_seed_has_32_bits(model):
+    with pytest.raises(UserError, match="seed = .* must be one of 32 bits"):
+        model.generate(PROMPTS[:1], temperature=1.0, seed=2**32)
 
 
 def test_sampling_depends_on_the_seed_alone_and_equal_prompts_differ(model):
@@ -285,9 +304,8 @@ def test_pictures_are_checked_before_they_are_opened(model, monkeypatch):
     def refuse(pictures):
         raise UserError("checked")
 
-    for module in (api, fusing):
-        monkeypatch.setattr(module, "check_pictures", refuse)
-    for ask in (model.embed_image, model.encode_image, lambda pictures: fusing._open(model, pictures)):
+    monkeypatch.setattr(api, "check_pictures", refuse)
+    for ask in (model.embed_image, model.encode_image):
         with pytest.raises(UserError, match="checked"):
             ask([Path("nowhere.png")])
 

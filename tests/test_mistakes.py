@@ -56,7 +56,7 @@ MISTAKES = [
     # Numbers out of range.
     main("no steps", "--config.train.steps=0", says=("config.train.steps is 0", "at least 1")),
     main("negative rate", "--config.optim.learning_rate=-1.0", says=("learning_rate is -1.0", "negative")),
-    main("a seed beyond 64 bits", f"--config.seed={10**20}", says=(f"config.seed is {10**20}", "2**63")),
+    main("a seed beyond 32 bits", f"--config.seed={10**20}", says=(f"config.seed is {10**20}", "2**32")),
     main("dropout of everything", "--config.prefix.dropout=1.0", says=("prefix.dropout", "less than 1")),
     main("a share above one", "--config.data.question_fraction=1.5", says=("question_fraction", "0..1")),
     main("no prefix", "--config.prefix.length=0", says=("prefix.length", "at least 1")),

@@ -1,5 +1,7 @@
 """Texts scored after pictures: by hand on a model that sees one number, and against the model's own calls."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,14 @@ def test_shots_stand_before_every_question_and_are_no_part_of_the_mean():
     before = (200.0, " is", " bright\n", 100.0, " is", " dull\n")
     assert model.asked == [[(*before, red, " is") for red in (10.0, 50.0, 30.0)]]
     assert lay_question("[img] is", 4, shots=[(7, " a")]) == (Image(7), " is", " a\n", Image(4), " is")
+
+
+def test_vectors_that_do_not_fit_the_table_are_refused():
+    model = Seer(lambda parts, name: 0.0)
+    table = model.embed_image([paint(10), paint(50)])
+    for given in ({"mean": table}, {"mean": table[0, :, :1]}, {"shots": [(table[0, 0], " red")]}):
+        with pytest.raises(UserError, match=r"mean and shots are vectors \(1, 2\), as table's; one of them is"):
+            inspect.unwrap(score_texts)(model, table, [" x"], **given)  # what checks types in tests sees it, too
 
 
 @pytest.mark.parametrize("prompts", [(), ("a",), ("[img] a", "[img][img]")])
