@@ -206,7 +206,7 @@ def read_lm_config(directory_or_hub_id: str | Path) -> LMConfig:
             return lm_config_from_hf(PUBLISHED[str(directory_or_hub_id)])
         path = download_model(str(directory_or_hub_id), files=("config.json",))
     try:
-        gguf = _find_gguf(path)
+        gguf = find_gguf(path)
         if gguf is None:
             return lm_config_from_hf(read_json(path / "config.json"))
         from frozen_jax.convert.gguf_reader import read_gguf
@@ -250,7 +250,7 @@ def save_lm(directory: str | Path, config: LMConfig, params: Params, tokenizer: 
 
 def _open_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray], Tokenizer | None]:
     """Returns the content of config.json, lazily read tensors, and the tokenizer, of a directory or a GGUF file."""
-    gguf = _find_gguf(path)
+    gguf = find_gguf(path)
     if gguf is None:
         verify_sums(path)
         return read_json(path / "config.json"), SafetensorsDirectory(path), _read_tokenizer(path)
@@ -260,8 +260,12 @@ def _open_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, np.ndarra
     return read_gguf(gguf)
 
 
-def _find_gguf(path: Path) -> Path | None:
-    """Returns the GGUF file that `path` is or holds; a directory with a config.json is not searched."""
+def find_gguf(path: Path) -> Path | None:
+    """Returns the GGUF file that `path` is or holds; a directory with a config.json is not searched.
+
+    Raises:
+        UserError: it is another file, or holds several.
+    """
     if path.is_file():
         if path.suffix == ".gguf":
             return path

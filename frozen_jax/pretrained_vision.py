@@ -17,7 +17,7 @@ import numpy as np
 from frozen_jax.convert.efficientnet import efficientnet_table
 from frozen_jax.convert.nf_resnet import import_timm
 from frozen_jax.convert.resnet import resnet_table
-from frozen_jax.convert.safetensors_reader import SafetensorsDirectory
+from frozen_jax.convert.safetensors_reader import SINGLE, SafetensorsDirectory
 from frozen_jax.convert.tables import import_tensors
 from frozen_jax.convert.torch_reader import SUFFIXES, read_torch_file
 from frozen_jax.convert.vit import vit_table
@@ -62,9 +62,10 @@ def load_vision(path_or_hub_id: str, module: nn.Module) -> Params:
             table = efficientnet_table(module)
         else:
             raise UserError("this encoder has no published weights; leave vision.path empty")
-        if path.is_dir():
-            _compare_options(path, module)
-            _compare_pixels(path, module)
+        if path.is_dir() or path.name in (SINGLE, "pytorch_model.bin"):
+            directory = path if path.is_dir() else path.parent
+            _compare_options(directory, module)
+            _compare_pixels(directory, module)
         return import_tensors(table, tensors, dtype=np.float32)
     except UserError as error:
         raise UserError(f"vision encoder {path}: {error}") from error
@@ -94,7 +95,12 @@ def _compare_options(directory: Path, module: ViT | ResNet | EfficientNetLite) -
 def _compare_pixels(directory: Path, module: ViT | ResNet | EfficientNetLite) -> None:
     """Refuses an encoder whose weights were trained on pixels normalised otherwise."""
     path = directory / "preprocessor_config.json"
-    described = read_json(path) if path.is_file() else {}
+    described: Any = read_json(path) if path.is_file() else {}
+    whole = directory / "processor_config.json"  # newer: of pictures and texts
+    if not described and whole.is_file():
+        path, described = whole, read_json(whole).get("image_processor") or {}
+    if not isinstance(described, Mapping):
+        raise UserError(f"{path.name}: image_processor is {described!r}; it must be an object")
     if described.get("do_normalize") is False:
         raise UserError(f"{path.name} says that pixels are not normalised, which is not built here; use other weights")
     for name, used in zip(("image_mean", "image_std"), module.pixel_statistics, strict=True):

@@ -11,6 +11,7 @@ import math
 import platform
 import resource
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -238,8 +239,9 @@ def draw_answers(
 
 
 def make_printable(text: str) -> str:
-    """Replaces what no font can draw: control characters and half signs."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+    """Replaces what no font can draw, control characters and half signs, and makes every kind of space a plain one."""
+    plain = (" " if sign.isspace() else sign for sign in text)
+    return "".join("\ufffd" if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in plain)
 
 
 def save_figure(figure: Figure, path: Path, **options: Any) -> None:

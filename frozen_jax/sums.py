@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from frozen_jax.errors import UserError
 
 SUMS = "SHA256SUMS"
+
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+"""A digest, how `sha256sum` read the file, and its name."""
 
 
 def format_sums(files: Iterable[tuple[str, bytes | Path]]) -> str:
@@ -31,7 +35,7 @@ def verify_sums(directory: Path, *, required: Collection[str] = ()) -> None:
         UserError: a file is damaged or missing, or the list itself is damaged or incomplete.
     """
     path = directory / SUMS
-    listed = _read_list(path)
+    listed = dict(_read_line(path, line) for line in _read_lines(path))
     absent = [name for name in required if name not in listed]
     if absent:
         raise UserError(
@@ -39,36 +43,37 @@ def verify_sums(directory: Path, *, required: Collection[str] = ()) -> None:
             "directory again"
         )
     for name, expected in listed.items():
-        # The name of a file here, as `format_sums` writes it: a damaged list must not lead elsewhere.
-        if Path(name).name != name:
-            raise _call_damaged(path, f"{expected}  {name}")
         _compare(directory / name, expected)
 
 
 def verify_file(file: Path) -> None:
     """Verifies one file by the SHA256SUMS beside it, as `tools.fetch_data` leaves one; does nothing if that has it not.
 
+    The list may be of anything, such as of a folder of downloads: lines about other files are not looked at.
+
     Raises:
-        UserError: the file is damaged, or the list itself is.
+        UserError: the file is damaged, or its line is.
     """
-    expected = _read_list(file.parent / SUMS).get(file.name)
-    if expected is not None:
-        _compare(file, expected)
+    path = file.parent / SUMS
+    for line in _read_lines(path):
+        if line.endswith(file.name):
+            name, expected = _read_line(path, line)
+            if name == file.name:
+                _compare(file, expected)
 
 
-def _read_list(path: Path) -> dict[str, str]:
-    """Returns names and digests; none where there is no list."""
-    listed = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        expected, _, name = line.partition("  ")
-        if not name or len(expected) != 64:
-            raise _call_damaged(path, line)
-        listed[name] = expected
-    return listed
+def _read_lines(path: Path) -> list[str]:
+    """Returns the lines of a list; none where there is no list."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def _call_damaged(path: Path, line: str) -> UserError:
-    return UserError(f"{path}: the line {line[:80]!r} is damaged; restore the directory, or remove that file")
+def _read_line(path: Path, line: str) -> tuple[str, str]:
+    """Returns a file's name and digest. The name is one of a file there: a damaged list must not lead elsewhere."""
+    found = _LINE.fullmatch(line)
+    if found is None or Path(found[2]).name != found[2]:
+        raise UserError(f"{path}: the line {line[:80]!r} is damaged; restore the directory, or remove that file")
+    return found[2], found[1].lower()
 
 
 def _compare(file: Path, expected: str) -> None:

@@ -267,6 +267,17 @@ def test_tool_errors_are_one_line(finished, tmp_path, capsys):
         assert message in shown and shown.startswith("error: ") and shown.count("\n") == 1
 
 
+def test_all_pictures_are_written_or_none(tmp_path):
+    """A name may be taken while they are drawn."""
+    (tmp_path / "b.png").write_bytes(b"another's")
+    files, pictures = [tmp_path / "a.png", tmp_path / "b.png"], np.zeros((2, 4, 4, 3), np.uint8)
+    with pytest.raises(UserError, match=r"b\.png: is there already"):
+        generate_image.write(tmp_path, files, pictures, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
+    generate_image.write(tmp_path, files, pictures, overwrite=True)
+    assert (tmp_path / "b.png").stat().st_size > 20 and (tmp_path / "a.png").is_file()
+
+
 def test_tool_leaves_nothing_behind_when_it_fails(finished, tmp_path, capsys):
     out, workdir = tmp_path / "made" / "pictures", f"--workdir={finished[1]}"
     for words, message in (

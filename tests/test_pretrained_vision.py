@@ -1,5 +1,6 @@
 """Encoders with published weights: loaded into a run, frozen or not, and what does not fit is refused."""
 
+import copy
 import io
 import json
 import math
@@ -108,6 +109,25 @@ def test_weights_are_read_by_their_own_description(tmp_path):
     for fields in (TOWER, {"model_type": "clip", "vision_config": TOWER, "projection_dim": 4}, {"model_type": "other"}):
         describe(tmp_path, fields, pixels=pixels)
         load_vision(str(tmp_path), module)
+
+
+def test_a_file_in_such_a_directory_is_compared_too_and_so_are_newer_descriptions(tmp_path):
+    save(tmp_path, "vit", VIT)
+    module = build_vision("vit", **VIT)
+    describe(tmp_path, {**TOWER, "num_attention_heads": 4, "padding": "max_length"})
+    with pytest.raises(UserError, match="describes heads = 4"):
+        load_vision(str(tmp_path / "model.safetensors"), module)
+    describe(tmp_path, TOWER)
+    (tmp_path / "preprocessor_config.json").unlink()
+    for said, message in (
+        ({"image_std": [0.5] * 3}, r"processor_config.json says image_std"),
+        ([1], "must be an object"),
+    ):
+        (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": said}))
+        with pytest.raises(UserError, match=message):
+            load_vision(str(tmp_path), module)
+    (tmp_path / "model.safetensors").rename(tmp_path / "vit.safetensors")  # whose directory may be of anything
+    load_vision(str(tmp_path / "vit.safetensors"), module)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +299,26 @@ def test_sizes_of_a_tensor_are_whole_numbers(tmp_path):
             huge = b"\x8a\x06" + (2**40).to_bytes(6, "little") + b"K\x03\x85\x86"
             made.writestr(name, source.read(name).replace(b"K\x02K\x03\x86", huge))
     with pytest.raises(UserError, match="sizes are no whole numbers"):
+        read_torch_file(tmp_path / "a.pt")
+
+
+def test_what_stands_beside_the_weights_may_have_other_names(tmp_path):
+    beside = {None: 3, 0.5: 1, True: 2, 7: 4}
+    torch.save({"state_dict": {"w": torch.ones(2)}, "history": beside}, tmp_path / "a.pt")
+    np.testing.assert_array_equal(read_torch_file(tmp_path / "a.pt")["w"], [1, 1])
+
+
+def test_parts_longer_than_their_file_take_no_memory(tmp_path):
+    """Parts of a zip that lie over each other: each is read anew."""
+    torch.save({"w": torch.zeros(1000)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as made:
+        (stored,) = (member for member in made.infolist() if member.filename.endswith("data/0"))
+        for number in range(1, 9):
+            again = copy.copy(stored)
+            again.filename = stored.filename[:-1] + str(number)
+            made.filelist.append(again)
+        made._didModify = True  # so that the list of parts is written
+    with pytest.raises(UserError, match="its parts are longer than the file"):
         read_torch_file(tmp_path / "a.pt")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from frozen_jax.data.easy_vqa import EasyQuestion
-from frozen_jax.report import draw_answers, draw_confusion, draw_samples
+from frozen_jax.report import draw_answers, draw_confusion, draw_samples, make_printable
 from frozen_jax.tasks.generate import draw_generated
 
 NAMES = ["$1_$2", "$\\nothing$", "\ud800half", "bell \x07", "一", ""]
@@ -33,6 +33,10 @@ def draw_captions(path, pictures):
 
 def draw_made(path, pictures):
     draw_generated(path, NAMES, pictures)
+
+
+def test_spaces_of_all_kinds_are_plain_ones():
+    assert make_printable("a\nred\u3000circle\u00a0\t\x07\ud800 👩\u200d🚀") == "a red circle  \ufffd\ufffd 👩\u200d🚀"
 
 
 @pytest.mark.parametrize("draw", [draw_confusions, draw_question_set, draw_captions, draw_made])

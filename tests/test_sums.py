@@ -11,7 +11,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.language_model import load_lm
 from frozen_jax.models.vision import build_vision
 from frozen_jax.pretrained_vision import load_vision
-from frozen_jax.sums import SUMS, format_sums, verify_sums
+from frozen_jax.sums import SUMS, format_sums, verify_file, verify_sums
 
 SHIPPED = sorted(path.parent for path in (PACKAGE / "assets").glob("*/model.safetensors"))
 
@@ -47,7 +47,7 @@ def test_every_flipped_bit_is_named(copy):
         load_lm(copy)
 
 
-@pytest.mark.parametrize("line", ["", "abc  config.json", f"{'0' * 64}  ../config.json", f"{'0' * 64}"])
+@pytest.mark.parametrize("line", ["abc  config.json", f"{'0' * 64}  ../config.json", f"{'0' * 64}"])
 def test_a_damaged_list_is_refused_and_leads_nowhere(copy, line):
     (copy / SUMS).write_text(f"{line}\n")
     with pytest.raises(UserError, match="is damaged; restore the directory"):
@@ -72,6 +72,23 @@ def test_one_file_of_weights_is_compared_with_the_list_beside_it(tmp_path, whole
         with pytest.raises(UserError) as caught:  # 64 zeros are no weights
             read(file.parent if whole else file)
         assert SUMS not in str(caught.value)
+
+
+def test_lists_of_other_programs_are_read_and_of_other_files_passed_over(copy):
+    (sums := copy / SUMS).write_text(
+        "# of today\n\n" + "".join(f"{line[:64].upper()} *./{line[66:]}\n" for line in sums.read_text().splitlines())
+    )
+    verify_sums(copy)
+    weights = copy / "model.safetensors"
+    (line,) = (line for line in sums.read_text().splitlines() if line.endswith(weights.name))
+    sums.write_text(f"SHA256 (some.iso) = {'a' * 64}\n{'a' * 64} *some.iso\nabc  pictures/b\n{line}\n")
+    verify_file(weights)
+    sums.write_text(sums.read_text().replace(line, f"{'0' * 64} *{weights.name}"))
+    with pytest.raises(UserError, match="is not what SHA256SUMS beside it lists"):
+        verify_file(weights)
+    sums.write_text(f"abc  {weights.name}\n")
+    with pytest.raises(UserError, match="is damaged; restore the directory"):
+        verify_file(weights)
 
 
 def test_the_systems_program_reads_the_list(copy):

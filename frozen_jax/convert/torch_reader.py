@@ -18,6 +18,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
@@ -57,9 +58,9 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _fill(target: dict[str | int, Any], names: Sequence[Any], values: Sequence[Any]) -> dict[str | int, Any]:
-    """Adds entries to a dict, whose names must be texts or whole numbers, and returns it."""
-    if not all(type(name) in (str, int) for name in names):
+def _fill(target: dict[Any, Any], names: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
+    """Adds entries to a dict, whose names must be texts, numbers or None, and returns it."""
+    if not all(type(name) in (str, int, float, bool, NoneType) for name in names):
         raise ValueError("it has a dict with names that are no text")
     target.update(zip(names, values, strict=True))
     return target
@@ -103,7 +104,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         strangers = [name for name, value in content.items() if not isinstance(value, _Tensor)]
         if strangers:
             raise UserError(f"{path}: {strangers[0]!r} is no tensor; save the state dict alone")
-        names: dict[str, str | int] = {}
+        names: dict[str, Any] = {}
         for name in content:
             plain = str(name).removeprefix(_DISTRIBUTED)
             if plain in names:

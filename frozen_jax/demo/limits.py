@@ -8,12 +8,13 @@ links. What the page loads comes from itself; the policy that it is sent with ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -110,9 +111,10 @@ class Guard:
         Args:
             app: behind it.
             limits: how much is allowed.
-            uploads: directory of uploaded files and of what the page shows.
+            uploads: directory of uploaded files and of what the page shows; what is in it now is never deleted.
         """
         self.app, self.limits, self.uploads = app, limits, uploads.resolve()
+        self._kept = {str(path) for path in self.uploads.rglob("*")}  # the page's own examples
         self._rates = Rates(per_minute=limits.per_minute, burst=limits.burst)
         self._open: dict[str, int] = {}
 
@@ -153,7 +155,10 @@ class Guard:
                 raise Refusal(429, f"That was a little fast. Please wait {wait_s:.0f} s and try again.")
 
     async def _check_room(self) -> None:
-        stored = await asyncio.to_thread(measure_folder, self.uploads)  # a walk, which others need not wait for
+        # Walks, which others need not wait for. Gradio deletes old uploads, but not their folders, nor what came of one
+        # that was refused or broke off on the way.
+        await asyncio.to_thread(clear_folder, self.uploads, older_s=self.limits.stored_s, kept=self._kept)
+        stored = await asyncio.to_thread(measure_folder, self.uploads)
         if stored > self.limits.stored_bytes:
             raise Refusal(507, "The page has no more room for pictures. Please try again in an hour.")
 
@@ -209,6 +214,23 @@ def measure_folder(folder: Path) -> int:
                 continue
             total += max(status.st_size, 512 * status.st_blocks)  # some disks give blocks to a file later
     return total
+
+
+def clear_folder(folder: Path, *, older_s: int, kept: Collection[str]) -> None:
+    """Deletes the files below a folder that were last written so long ago, and sub-folders that have been empty since.
+
+    Args:
+        folder: to clear; it stays.
+        older_s: age in seconds.
+        kept: paths that stay, whatever their age.
+    """
+    before = time.time() - older_s
+    for place, folders, names in os.walk(folder, topdown=False):
+        for name in (*names, *folders):
+            path = os.path.join(place, name)
+            with contextlib.suppress(OSError):  # deleted meanwhile, or a folder that is not empty
+                if path not in kept and os.lstat(path).st_mtime < before:
+                    (os.rmdir if name in folders else os.unlink)(path)
 
 
 def _find_paths(content: Any) -> Iterator[Any]:

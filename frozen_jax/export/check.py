@@ -112,7 +112,7 @@ def compare_with_torch(model: Model, directory: Path, *, language_model: Any = N
     modeling = import_modeling(directory / MODELING.name)
     try:
         torch_model = getattr(modeling, CLASS).from_pretrained(directory, language_model=language_model)
-    except OSError as error:  # of the language model that an export names
+    except (OSError, ValueError) as error:  # of the language model that an export names
         raise UserError(f"PyTorch cannot load the language model of this run ({error}); export it too") from error
     processor = modeling.FrozenProcessor.from_pretrained(directory)
     result = compare(model, torch_model, processor, sample_prompts(model))

@@ -17,6 +17,7 @@ from frozen_jax.data.images import ImageOptions
 from frozen_jax.errors import UserError
 from frozen_jax.export.layout import (
     CONFIG,
+    DIGESTS,
     PREPROCESSOR,
     build_described,
     fingerprint_tensors,
@@ -36,12 +37,13 @@ from frozen_jax.workdir import read_json
 def load_export(directory: Path, *, dtype_name: str = "") -> Model:
     """Loads an exported model.
 
-    A directory without `digests.json`, as transformers' `save_pretrained` writes it, is read unverified.
+    A directory without `digests.json`, as transformers' `save_pretrained` writes it, is read unverified and in float32:
+    what was trained there may be less than bfloat16 tells apart.
 
     Args:
         directory: with `config.json` and the rest.
         dtype_name: of the language model and of computation, as `config.lm.dtype`; "" is that of the run which was
-            exported.
+            exported, where it left the language model as it was.
 
     Raises:
         UserError: a file is missing, damaged or of another model, or the language model that it names is.
@@ -49,7 +51,8 @@ def load_export(directory: Path, *, dtype_name: str = "") -> Model:
     verify(directory)
     config, pictures = read_json(directory / CONFIG), read_json(directory / PREPROCESSOR)
     try:
-        dtype = _read_dtype(dtype_name or config.get("lm_dtype", "auto"))
+        stated = config.get("lm_dtype", "auto") if (directory / DIGESTS).is_file() else "float32"
+        dtype = _read_dtype(dtype_name or stated)
         text, described = config["text_config"], config["prefix_config"]
         length = described["length"]
         if type(length) is not int or length < 1:

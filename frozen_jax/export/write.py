@@ -147,7 +147,7 @@ def write_pytorch(
         directory: exists and is empty.
         card: text of README.md.
         lm_path: the language model is left out and referred to by this directory or hub id.
-        lm_dtype: in which the run computed, and in which `frozen_jax.load` will.
+        lm_dtype: in which `frozen_jax.load` will hold the language model and compute.
     """
     network, tokenizer = model.network, model.tokenizer
     assert network.prefix is not None and network.vision is not None

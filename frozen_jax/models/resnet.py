@@ -152,7 +152,8 @@ def read_resnet_options(config: Mapping[str, Any]) -> dict[str, Any]:
     fields.require("downsample_in_bottleneck", False, reason="the stride is in the 3x3 convolution (v1.5)")
     fields.ignore("out_features", "out_indices", "stage_names")
     # No words are predicted here; old files have every field of every model.
-    fields.ignore("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+    fields.ignore("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "padding")
+    fields.ignore("tie_word_embeddings")
     options = {
         "widths": _read_sizes(fields, "hidden_sizes", default=(256, 512, 1024, 2048)),
         "depths": _read_sizes(fields, "depths", default=(3, 4, 6, 3)),

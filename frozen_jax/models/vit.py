@@ -261,7 +261,8 @@ def read_vit_options(config: Mapping[str, Any], *, projected: bool) -> dict[str,
     fields.ignore("attention_dropout", "dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
     fields.ignore("initializer_factor", "initializer_range", "encoder_stride", "pooler_act", "pooler_output_size")
     # No words are predicted here; old files have every field of every model.
-    fields.ignore("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+    fields.ignore("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "padding")
+    fields.ignore("tie_word_embeddings")
     if not clip and projected:
         raise UserError(f"a ViT of the family {family} has no projection; only CLIP's pooled feature can be projected")
     projection_width = fields.integer("projection_dim", default=512) if clip else 0

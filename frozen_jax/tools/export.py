@@ -27,6 +27,7 @@ from frozen_jax.export.write import (
     write_pytorch,
     write_stablehlo,
 )
+from frozen_jax.language_model import find_gguf
 from frozen_jax.restore import load_run, read_run
 
 FORMATS = ("pytorch", "torchvision", "clip", "stablehlo")
@@ -55,7 +56,7 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
                 f"--no_lm leaves out a pre-trained language model that stayed as it was; this is --format={layout} of "
                 f"a run with lm.path={config.lm.path!r} and lm.mode={config.lm.mode!r}: export without --no_lm"
             )
-        if not with_lm and (config.lm.path.startswith("package:") or config.lm.path.endswith(".gguf")):
+        if not with_lm and (config.lm.path.startswith("package:") or _is_gguf(config.lm.path)):
             raise UserError(
                 f"--no_lm names the language model for PyTorch to load, which reads directories and hub ids; the run's "
                 f"is {config.lm.path!r}: export without --no_lm"
@@ -75,7 +76,11 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
         lm_path = None if with_lm else config.lm.path
         model = widen(run, lm_path=lm_path)
         card = write_card(model, config, workdir, lm_path=lm_path)
-        write_pytorch(model, directory, card=card, lm_path=lm_path, lm_dtype=config.lm.dtype)
+        # What was learnt into or beside kernels may be less than bfloat16 tells apart.
+        published = config.lm.mode == "frozen" and not changed
+        write_pytorch(
+            model, directory, card=card, lm_path=lm_path, lm_dtype=config.lm.dtype if published else "float32"
+        )
         check_round_trip(model, directory)
         if not has_torch():
             return (
@@ -87,6 +92,10 @@ def export(workdir: Path, out: Path, *, layout: str = "pytorch", with_lm: bool =
             f"{out}: read back by frozen_jax, every parameter bit for bit; in PyTorch {result.equal_texts} of "
             f"{result.prompts} greedy texts equal, logits differ by at most {result.logit_difference:.1e}"
         )
+
+
+def _is_gguf(path: str) -> bool:
+    return path.endswith(".gguf") or (Path(path).is_dir() and find_gguf(Path(path)) is not None)
 
 
 def _export_generator(config: Config, workdir: Path, directory: Path, out: Path, *, layout: str, with_lm: bool) -> str:

@@ -6,6 +6,7 @@ Reads the workdir of a run that trained a generator (`config.generator`). The sa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
 def write(
     directory: Path, files: list[Path], pictures: UInt8[np.ndarray, "R height width 3"], *, overwrite: bool
 ) -> None:
-    """Makes the directory and writes each picture to its file, whole or not at all.
+    """Makes the directory and writes each picture to its file, whole or not at all; all of them, if none is replaced.
 
     Raises:
         UserError: the directory cannot be made, or a file cannot be written, or was made meanwhile and `overwrite` is
@@ -124,10 +125,14 @@ def write(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={directory}: cannot be written ({error.strerror}); name another directory") from error
-    for file, picture in zip(files, pictures, strict=True):
-        encoded = io.BytesIO()
-        PIL.Image.fromarray(picture).save(encoded, format="PNG")
-        write_bytes_atomic(file, encoded.getvalue(), overwrite=overwrite)
+    with contextlib.ExitStack() as undone:
+        for file, picture in zip(files, pictures, strict=True):
+            encoded = io.BytesIO()
+            PIL.Image.fromarray(picture).save(encoded, format="PNG")
+            write_bytes_atomic(file, encoded.getvalue(), overwrite=overwrite)
+            if not overwrite:  # else a picture of before is gone, and this one as good
+                undone.callback(file.unlink)
+        undone.pop_all()
 
 
 if __name__ == "__main__":

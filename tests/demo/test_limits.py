@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 
 import pytest
 
@@ -149,6 +150,26 @@ def test_the_disk_is_not_filled(tmp_path):
     assert measure_folder(tmp_path) - stored == 512 * os.stat(tmp_path / "another").st_blocks >= 512
     assert ask(guard, "POST", UPLOAD)[0] == 507
     assert ask(guard, "POST", JOIN, chunks=[b"{}"])[0] == 200
+
+
+def test_what_gradio_leaves_is_deleted_in_time(tmp_path):
+    """What came of a refused upload, and folders of files that it deleted; the page's own examples stay."""
+    examples, one, other = (tmp_path / name for name in ("examples", "one", "other"))
+    examples.mkdir()
+    (examples / "0.png").write_bytes(b"x")
+    long_ago = time.time() - 10_000
+    os.utime(examples / "0.png", (long_ago, long_ago))
+    os.utime(examples, (long_ago, long_ago))
+    guard = Guard(page, limits=Limits(stored_bytes=measure_folder(tmp_path) + 10_000), uploads=tmp_path)
+    one.mkdir()
+    other.mkdir()
+    (tmp_path / "tmp1x").write_bytes(bytes(100_000))
+    (other / "new.png").write_bytes(b"x")
+    assert ask(guard, "POST", UPLOAD)[0] == 507
+    for path in (tmp_path / "tmp1x", one, other):
+        os.utime(path, (long_ago, long_ago))
+    assert ask(guard, "POST", UPLOAD)[0] == 200
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["0.png", "examples", "new.png", "other"]
 
 
 def test_other_requests_do_not_wait_while_uploads_are_measured(guard, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 
 from frozen_jax.api import Model
 from frozen_jax.build import build_towers
-from frozen_jax.config import from_config_dict, to_dict
+from frozen_jax.config import default_config, from_config_dict, to_dict
 from frozen_jax.data.images import ImageOptions
 from frozen_jax.models.frozen import FrozenModel
 from frozen_jax.models.lm import build_lm, lm_config_from_hf
@@ -127,3 +127,21 @@ def save_run(config, directory, *, fill=False):
     checkpoints.save(1, state, position=Progress(step=1, best_step=1, best_loss=1.0)._asdict(), best=True)
     checkpoints.close()
     return config
+
+
+def describe(tiny_lm):
+    """Returns the settings of a run with a CLIP tower."""
+    config = default_config()
+    config.lm.path = str(tiny_lm)
+    config.vision.name, config.vision.options = ENCODERS["clip_projected"]
+    config.prefix.layer_norm = config.prefix.feature_norm = config.data.bos = True
+    config.data.train = config.data.validation = "fake:8"
+    config.data.image.size = SIDE
+    config.train.batch_size = 8
+    return config
+
+
+def same(one, other):
+    """Whether two trees hold the same numbers under the same names."""
+    a, b = flatten(one), flatten(other)
+    return a.keys() == b.keys() and all(np.array_equal(np.asarray(a[path]), np.asarray(b[path])) for path in a)

@@ -22,9 +22,7 @@ from frozen_jax.errors import UserError
 from frozen_jax.export import check
 from frozen_jax.export.check import compare_with_torch, import_modeling, sample_prompts
 from frozen_jax.export.layout import DIGESTS, PREPROCESSOR, VERIFIED, WEIGHTS, describe_vision
-from frozen_jax.export.read import load_export
 from frozen_jax.export.write import CLASS, PROGRAM, widen, write_digests
-from frozen_jax.language_model import load_lm
 from frozen_jax.lora import draw_lora
 from frozen_jax.models.vision import build_vision
 from frozen_jax.pretrained_vision import load_vision
@@ -32,7 +30,7 @@ from frozen_jax.quantise import dequantise_lm, quantise_lm
 from frozen_jax.restore import load_run, read_run
 from frozen_jax.state import flatten, map_with_path
 from frozen_jax.tools import export as tool
-from tests.export.cases import ENCODERS, SIDE, save_run
+from tests.export.cases import ENCODERS, SIDE, describe, same, save_run
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +41,6 @@ def run(tiny_lm, tmp_path_factory):
     (directory / "w" / "report.json").write_text('{"vqa": {"seeing": 93.25}}')
     line = tool.export(directory / "w", directory / "out")
     return directory, line
-
-
-def describe(tiny_lm):
-    from frozen_jax.config import default_config
-
-    config = default_config()
-    config.lm.path = str(tiny_lm)
-    config.vision.name, config.vision.options = ENCODERS["clip_projected"]
-    config.prefix.layer_norm = config.prefix.feature_norm = config.data.bos = True
-    config.data.train = config.data.validation = "fake:8"
-    config.data.image.size = SIDE
-    config.train.batch_size = 8
-    return config
-
-
-def same(one, other):
-    a, b = flatten(one), flatten(other)
-    return a.keys() == b.keys() and all(np.array_equal(np.asarray(a[path]), np.asarray(b[path])) for path in a)
 
 
 def test_success_is_reported_after_both_comparisons(run):
@@ -256,25 +236,13 @@ def test_without_the_language_model_it_is_named_and_checked(run, tiny_lm, tmp_pa
         frozen_jax.load(tmp_path / "out")
 
 
-def test_without_the_language_model_of_a_bfloat16_run_the_published_one_is_named(tiny_lm, tmp_path, monkeypatch):
-    """It is stored in float32, and rounds to what the run computed with."""
-    monkeypatch.setattr(tool, "has_torch", lambda: False)
-    config = describe(tiny_lm)
-    config.lm.dtype = "bfloat16"
-    save_run(config, tmp_path / "w")
-    assert "every parameter bit for bit" in tool.export(tmp_path / "w", tmp_path / "out", with_lm=False)
-    trained = load_run(tmp_path / "w")
-    back = frozen_jax.load(tmp_path / "out")
-    assert same(back.params, trained.params) and back.network == trained.network
-    assert same(load_export(tmp_path / "out", dtype_name="float32").params["lm"], load_lm(tiny_lm).params)
-    lm = jax.tree.map(lambda leaf: leaf + 1, trained.params["lm"])
-    with pytest.raises(UserError, match="is not the one that this run was trained with"):
-        widen(dataclasses.replace(trained, params={**trained.params, "lm": lm}), lm_path=str(tiny_lm))
-
-
-@pytest.mark.parametrize("path", ["package:scene_gpt2", "a/model-q8.gguf"])
+@pytest.mark.parametrize("path", ["package:scene_gpt2", "a/model-q8.gguf", "folder"])
 def test_what_pytorch_cannot_open_by_name_is_not_left_out(run, tmp_path, path):
     shutil.copytree(run[0] / "w", tmp_path / "w")
+    if path == "folder":  # of one file, as `tools.fetch_data` leaves a language model
+        path = str(tmp_path / "smollm2")
+        (tmp_path / "smollm2").mkdir()
+        (tmp_path / "smollm2" / "SmolLM2.gguf").touch()
     config = json.loads((tmp_path / "w" / "config.json").read_text())
     config["lm"]["path"] = path
     (tmp_path / "w" / "config.json").write_text(json.dumps(config))
