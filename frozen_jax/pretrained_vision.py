@@ -110,7 +110,7 @@ def _compare_pixels(directory: Path, module: ViT | ResNet | EfficientNetLite) ->
         numbers = isinstance(stated, list) and all(type(value) in (int, float) and abs(value) < 1e6 for value in stated)
         if not numbers or len(stated) != 3:
             raise UserError(f"{path.name}: {name} is {stated!r}; it must be three numbers on the scale 0..1")
-        if not np.allclose(stated, used, rtol=0, atol=1e-3):
+        if not np.allclose(stated, used, rtol=0, atol=0.005):
             raise UserError(
                 f"{path.name} says {name} = {stated}, and this encoder normalises pixels by {list(used)}: the features "
                 "would be others; use weights that were trained so"

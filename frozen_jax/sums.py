@@ -55,11 +55,9 @@ def verify_file(file: Path) -> None:
         UserError: the file is damaged, or its line is.
     """
     path = file.parent / SUMS
-    for line in _read_lines(path):
-        if line.endswith(file.name):
-            name, expected = _read_line(path, line)
-            if name == file.name:
-                _compare(file, expected)
+    ours = re.compile(rf".*[ *](\./)?{re.escape(file.name)}")
+    for line in filter(ours.fullmatch, _read_lines(path)):
+        _compare(file, _read_line(path, line)[1])
 
 
 def _read_lines(path: Path) -> list[str]:

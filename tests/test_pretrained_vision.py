@@ -143,9 +143,10 @@ def test_a_file_in_such_a_directory_is_compared_too_and_so_are_newer_description
         ({"hidden_act": "tanh"}, {}, "hidden_act = 'tanh' is not supported"),
         (
             {},
-            {"image_mean": list(IMAGENET_MEAN)},
-            r"says image_mean = \[0.485, .*, and this encoder normalises pixels by",
+            {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)},
+            r"says image_std = \[0.229, .*, and this encoder normalises pixels by",
         ),
+        ({}, {"image_mean": [0.5] * 3}, r"says image_mean = \[0.5, 0.5, 0.5\], and this encoder"),
         ({}, {"image_std": [0.5] * 3}, r"says image_std = \[0.5, 0.5, 0.5\], and this encoder"),
         ({}, {"image_mean": [0, 0, 0]}, r"says image_mean = \[0, 0, 0\], and this encoder"),
         ({}, {"image_mean": [0.5]}, "image_mean is .* must be three numbers"),
@@ -170,6 +171,9 @@ def test_a_resnet_is_compared_with_its_description(tmp_path):
     describe(tmp_path, {**fields, "downsample_in_bottleneck": True})
     with pytest.raises(UserError, match="downsample_in_bottleneck = True"):
         load_vision(str(tmp_path), build_vision("resnet50", **RESNET))
+    near = [127 / 255 - 0.5 + value for value in IMAGENET_MEAN]  # such differences are of rounding
+    describe(tmp_path, fields, pixels={"image_mean": near})
+    load_vision(str(tmp_path), build_vision("resnet50", **RESNET))
     describe(tmp_path, fields, pixels={"image_std": [0.5] * 3})
     with pytest.raises(UserError, match="says image_std"):
         load_vision(str(tmp_path), build_vision("resnet50", **RESNET))

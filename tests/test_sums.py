@@ -81,7 +81,7 @@ def test_lists_of_other_programs_are_read_and_of_other_files_passed_over(copy):
     verify_sums(copy)
     weights = copy / "model.safetensors"
     (line,) = (line for line in sums.read_text().splitlines() if line.endswith(weights.name))
-    sums.write_text(f"SHA256 (some.iso) = {'a' * 64}\n{'a' * 64} *some.iso\nabc  pictures/b\n{line}\n")
+    sums.write_text(f"SHA256 (some.iso) = {'a' * 64}\n{'a' * 64} *some.iso\nabc  pictures/{weights.name}\n{line}\n")
     verify_file(weights)
     sums.write_text(sums.read_text().replace(line, f"{'0' * 64} *{weights.name}"))
     with pytest.raises(UserError, match="is not what SHA256SUMS beside it lists"):
