@@ -6,7 +6,6 @@ A picture is a function of its text, its number in the call and the seed: the sa
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -23,6 +22,9 @@ from frozen_jax.prompt import make_key, round_up
 from frozen_jax.prompt_batches import fill_up
 from frozen_jax.state import Params
 from frozen_jax.tokenizer import Tokenizer
+
+MOST_STEPS, MOST_GUIDANCE = 10_000, 1_000.0
+"""What drawing takes: more steps change nothing, more guidance leaves float32, and the picture is black."""
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("steps", "guidance"))
@@ -76,9 +78,10 @@ def draw_pictures(
         UserError: an option is out of range.
     """
     assert network.generator is not None
-    if steps < 1 or not 0 <= guidance < math.inf:
+    if not 1 <= steps <= MOST_STEPS or not 0 <= guidance <= MOST_GUIDANCE:
         raise UserError(
-            f"draw: steps = {steps} must be at least 1 and guidance = {guidance} must not be negative, infinite or NaN"
+            f"draw: steps = {steps} must be at least 1 and at most {MOST_STEPS}, and guidance = {guidance} must not be "
+            f"negative, NaN or over {MOST_GUIDANCE:g}"
         )
     rng, size = make_key(seed), network.generator.config.image_size
 

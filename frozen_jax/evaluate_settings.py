@@ -269,12 +269,15 @@ def check_evaluate(settings: EvaluateSettings, require: Callable[[bool, str, Any
         ("seeds", settings.seeds),
         ("vqa.shot_pool", settings.vqa.shot_pool),
         ("classify.shot_pool", settings.classify.shot_pool),
-        ("tag.calibrated_on", settings.tag.calibrated_on),
         ("tag.least", settings.tag.least),
         ("generate.steps", settings.generate.steps),
         ("generate.reader_steps", settings.generate.reader_steps),
     ):
         require(value >= 1, f"evaluate.{name}", value, "it must be at least 1")
+    calibrated_on = settings.tag.calibrated_on
+    require(
+        calibrated_on >= 2, "evaluate.tag.calibrated_on", calibrated_on, "it must be at least 2: half of them teach"
+    )
     require(settings.examples >= 0, "evaluate.examples", settings.examples, "it must not be negative")
     require(
         settings.classify.tag >= -1, "evaluate.classify.tag", settings.classify.tag, "it is a place, 0 or more, or -1"

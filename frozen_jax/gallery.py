@@ -29,7 +29,7 @@ from frozen_jax.data.images import ImageError, load_image
 from frozen_jax.errors import UserError
 from frozen_jax.language_model import fingerprint_params
 from frozen_jax.nearest import ApproximateSearch, ExactSearch, Found, open_search
-from frozen_jax.prompt import Image
+from frozen_jax.prompt import Image, check_list, check_pictures
 from frozen_jax.workdir import check_out_file, write_bytes_atomic
 
 FORMAT = "frozen_jax gallery 1"
@@ -245,20 +245,28 @@ class Searcher:
         self.vectors = vectors
         self.nearest: ExactSearch | ApproximateSearch = open_search(vectors)
 
-    def find(self, parts: Sequence[str | Picture], *, k: int) -> list[tuple[str, float]]:
+    def find(self, parts: Sequence[str | Picture], *, k: int, before: str = "") -> list[tuple[str, float]]:
         """Returns the k pictures that fit best, with their scores.
 
         Args:
             parts: texts, worded as in training, and pictures in any order; what turns they make, `split_turns` says.
             k: at least 1.
+            before: what stands between a picture and its text, such as `data.caption_prompt`.
 
         Returns:
             Paths below the gallery's folder and, the largest first, cosines, added over the turns; or, for a text and
             a model without a retrieval head, its log-probability per token after each picture.
 
         Raises:
-            UserError: nothing is asked; or several parts, and the model was not trained for retrieval.
+            UserError: nothing is asked, or a part is neither a text nor a picture; or several parts, and the model was
+                not trained for retrieval.
         """
+        check_list(parts, "parts")
+        if not isinstance(parts, list | tuple):
+            raise UserError(f"parts is of type {type(parts).__name__}; give a list of texts and pictures")
+        check_pictures([part for part in parts if not isinstance(part, str)])
+        if any(not part.strip() for part in parts if isinstance(part, str)):
+            raise UserError("a part to find pictures by is an empty text; say what to find")
         if not parts or k < 1:
             raise UserError(
                 f"{len(parts)} parts to find {k} pictures by; give a text or a picture, and k of at least 1"
@@ -268,11 +276,11 @@ class Searcher:
                 "a query of several parts finds pictures with a model trained for retrieval alone; train with "
                 "--config.retrieval.weight=0.5, or give one text or one picture"
             )
-        found = self._ask(parts, k=min(k, len(self.gallery.ids)))
+        found = self._ask(parts, k=min(k, len(self.gallery.ids)), before=before)
         pairs = zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
         return [(self.gallery.ids[row], score) for row, score in pairs if row >= 0]
 
-    def _ask(self, parts: Sequence[str | Picture], *, k: int) -> Found:
+    def _ask(self, parts: Sequence[str | Picture], *, k: int, before: str) -> Found:
         first, model = parts[0], self.model
         if self.gallery.aligned:
             turns = split_turns(parts)
@@ -282,7 +290,7 @@ class Searcher:
             # Cosines add up as those of the sum, which any search by inner products takes as it takes one vector.
             return self.nearest.search(np.sum(vectors, axis=0, keepdims=True), k=k)
         if isinstance(first, str):
-            prompts = [(Image(row),) for row in range(len(self.gallery.ids))]
+            prompts = [(Image(row), before) if before else (Image(row),) for row in range(len(self.gallery.ids))]
             scores = model.score(prompts, [first], normalise=True, prefixes=self.gallery.vectors)[:, 0]
             rows = np.argsort(-scores, kind="stable")[:k]
             return Found(scores[None, rows], rows[None])

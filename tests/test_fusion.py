@@ -300,12 +300,20 @@ def test_one_of_all_five_classes_is_always_right_and_no_figure():
     assert set(scores) == {"top_1", "ece"}
 
 
+def test_equal_neighbours_are_misses_or_drawn_among():
+    """Of six equal vectors the four of the two other pictures are in question, two of them of the same class."""
+    items = [Item(picture, "", label) for picture in (0, 1, 2) for label in ("red", "blue")]
+    found = score_neighbours(Fused(np.ones((6, 2), np.float32), np.eye(6, dtype=np.float32)), items)["neighbours"]
+    assert (found["r_1"], found["r_1_drawn"], found["chance_r_1"]) == (0.0, 50.0, 50.0)
+
+
 def test_neighbours_are_other_pictures_items():
     """Two pictures with two items each, alike within a picture: of the two items of the other one, one is right."""
     vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]], np.float32)
     items = [Item(picture, "", label) for picture in (0, 1) for label in ("red", "blue")]
     found = score_neighbours(Fused(vectors, np.eye(4, dtype=np.float32)), items)["neighbours"]
     assert (found["gallery"], found["queries"], found["chance_r_1"]) == (4, 4, 50.0)
+    assert found["r_1_drawn"] == 50.0
     # Blue looks for blue and red lies nearest to the other picture's blue, as blue to its blue.
     assert found["r_1"] == 50.0 and found["r_5"] == 100.0
 

@@ -1,6 +1,7 @@
 """Galleries: what is encoded when, what is refused, and that what is found is what the model's own vectors say."""
 
 import dataclasses
+import inspect
 import json
 import os
 
@@ -142,6 +143,29 @@ def test_without_a_retrieval_head_texts_are_found_by_their_likelihood(plain, fol
         plain.map_image([folder / "b.png"])
     with pytest.raises(UserError, match="not trained for retrieval"):
         plain.embed_prompts([(" a",)], retrieval=True)
+
+
+def test_a_query_is_a_list_of_texts_and_pictures(plain, folder, tmp_path):
+    index_folder(plain, folder, tmp_path / "g.safetensors")
+    searcher = Searcher(plain, read_gallery(tmp_path / "g.safetensors", model=fingerprint_model(plain)))
+    for asked, message in (
+        (" a red patch", "parts"),
+        (folder / "b.png", "parts"),
+        ([3], "picture 0 is of type int"),
+        ([" "], "an empty text"),
+    ):
+        with pytest.raises(UserError, match=message):
+            inspect.unwrap(Searcher.find)(searcher, asked, k=1)
+
+
+def test_words_before_a_text_are_asked_as_in_training(plain, folder, tmp_path):
+    index_folder(plain, folder, tmp_path / "g.safetensors")
+    gallery = read_gallery(tmp_path / "g.safetensors", model=fingerprint_model(plain))
+    found = Searcher(plain, gallery).find([" a blue patch"], k=5, before=" This is")
+    prompts = [(folder / name, " This is") for name, _ in found]
+    expected = plain.score(prompts, [" a blue patch"], normalise=True)[:, 0]
+    np.testing.assert_allclose([score for _, score in found], expected, atol=1e-5)
+    assert found != Searcher(plain, gallery).find([" a blue patch"], k=5)
 
 
 def test_only_new_and_changed_pictures_are_encoded_again(model, folder, tmp_path, monkeypatch):

@@ -220,9 +220,11 @@ def test_draw_refuses(model):
         (TEXT, {}, "give a list of texts"),
         (["red " * 70], {}, "room for 62 before the 2 queries"),
         ([TEXT], {"steps": 0}, "steps = 0 must be at least 1"),
-        ([TEXT], {"guidance": -1.0}, "guidance = -1.0 must not be negative"),
-        ([TEXT], {"guidance": math.nan}, "guidance = nan must not be negative, infinite or NaN"),
-        ([TEXT], {"guidance": math.inf}, "guidance = inf must not be negative, infinite or NaN"),
+        ([TEXT], {"guidance": -1.0}, r"guidance = -1\.0 must not be negative, NaN or over 1000"),
+        ([TEXT], {"guidance": math.nan}, "guidance = nan must not be"),
+        ([TEXT], {"guidance": 1e39}, r"guidance = 1e\+39 must not be"),  # infinite in float32
+        ([TEXT], {"steps": 10**14}, "steps = 100000000000000 must be at least 1 and at most 10000"),
+        ([TEXT], {"guidance": math.inf}, "guidance = inf must not be"),
         ([TEXT], {"seed": 2**32}, rf"seed = {2**32} must be .* 0 <= seed < 2\*\*32"),  # whose key is that of 0
         ([TEXT], {"seed": -1}, r"0 <= seed < 2\*\*32"),
     ):
@@ -284,6 +286,10 @@ def test_tool_leaves_nothing_behind_when_it_fails(finished, tmp_path, capsys):
         ([f"--workdir={tmp_path}", f"--out={out}", TEXT], "holds no run"),
         ([workdir, f"--out={out}", " "], "say what to draw"),
         ([workdir, f"--out={out}", "--steps=0", TEXT], "steps = 0 must be at least 1"),
+        (
+            [workdir, f"--out={out}", "--count=1000000000000", TEXT],
+            "--count=1000000000000 must be at least 1 and at most",
+        ),
         ([workdir, f"--out={out}", "--guidance=nan", TEXT], "guidance = nan must not be"),
         ([workdir, f"--out={out}", f"--seed={2**64}", TEXT], "<= seed < 2**32"),
         ([workdir, f"--out={out}", "red " * 70], "shorten it"),

@@ -99,6 +99,7 @@ def mean_average_precision(
     Raises:
         UserError: no examples, a score is NaN, or no class has a positive example.
     """
+    scores = np.asarray(scores, np.float64)  # unsigned numbers have no negative
     _check_scores(scores)
     columns = np.flatnonzero(actual.any(axis=0))
     if not len(columns):

@@ -87,6 +87,7 @@ def score_direction(
     Raises:
         UserError: a similarity is not finite, a query has no right item, shapes differ or are empty, or a k is below 1.
     """
+    relevant = np.asarray(relevant, bool)  # whole numbers would pick columns by number
     if similarity.shape != relevant.shape or not similarity.size:
         raise UserError(
             f"retrieval: similarities of shape {similarity.shape} and right items of shape {relevant.shape}; give both "

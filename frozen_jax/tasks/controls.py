@@ -5,7 +5,9 @@ Prompts name pictures by their row in a table of prefixes, so another table show
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
@@ -160,8 +162,16 @@ def join_pictures(records: Iterable[Record]) -> list[Record]:
 
 
 def picture_of(record: Record) -> Hashable:
-    """Returns what tells a record's picture from others: its file, or the record's id where there is none."""
-    return record.image if isinstance(record.image, (Path, FileSlice)) else record.id
+    """Returns what tells a record's picture from others in any source: its file, however it is named, or its content;
+    a record without a picture has its id."""
+    image = record.image
+    if isinstance(image, Path):
+        return os.path.realpath(image)
+    if isinstance(image, FileSlice):
+        return os.path.realpath(image.path), image.offset, image.length
+    if isinstance(image, np.ndarray):
+        return image.shape, hashlib.sha256(image.tobytes()).hexdigest()
+    return record.id if image is None else hashlib.sha256(image).hexdigest()
 
 
 def leave_out_pictures(records: Sequence[Record], tested: Iterable[Record], *, line: str) -> list[Record]:

@@ -132,7 +132,10 @@ def score_fused(fused: Fused, targets: Int[np.ndarray, " R"]) -> dict[str, float
 
 
 def score_neighbours(fused: Fused, items: Sequence[Item]) -> dict[str, Any]:
-    """Recall of an item of the same class and another picture among the first 1 and 5 by cosine, beside its chance."""
+    """Recall of an item of the same class and another picture among the first 1 and 5 by cosine, beside its chance.
+
+    Ties count as misses in `r_1` and `r_5`; `r_1_drawn` is what drawing the first one among equals gives on average.
+    """
     chosen = items[:GALLERY]
     vectors = fused.vectors[: len(chosen)] / np.linalg.norm(fused.vectors[: len(chosen)], axis=1, keepdims=True)
     similarity = vectors @ vectors.T
@@ -143,7 +146,10 @@ def score_neighbours(fused: Fused, items: Sequence[Item]) -> dict[str, Any]:
     if not asked.any():
         return {}
     # What belongs to the same picture stands behind everything.
-    scores = score_direction(np.where(other, similarity, -2.0)[asked], relevant[asked], ks=(1, 5))
+    similarity = np.where(other, similarity, -2.0)[asked]
+    scores = score_direction(similarity, relevant[asked], ks=(1, 5))
+    first = similarity >= similarity.max(axis=1, keepdims=True) - 1e-6  # products of equal vectors differ in rounding
+    drawn = np.mean((first & relevant[asked]).sum(axis=1) / first.sum(axis=1))
     chance = np.mean(relevant[asked].sum(axis=1) / other[asked].sum(axis=1))  # of drawing among other pictures' items
     return {
         "neighbours": {
@@ -151,6 +157,7 @@ def score_neighbours(fused: Fused, items: Sequence[Item]) -> dict[str, Any]:
             "queries": int(asked.sum()),
             "r_1": round(100 * scores.recall[1], 2),
             "r_5": round(100 * scores.recall[5], 2),
+            "r_1_drawn": round(100 * float(drawn), 2),
             "chance_r_1": round(100 * float(chance), 2),
         }
     }

@@ -84,7 +84,10 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
         for name, reading in readings.items():
             figures[name] |= score_tags(reading.tags, truths, settings.tags)
         figures["shuffled"] |= score_tags(readings["seeing"].tags, [truths[row] for row in order], settings.tags)
-        for name, distance in compare_features(readings, reader.read(known).features).items():
+        kinds = {record.tags for record in records}
+        alike = [row for row, record in enumerate(training) if record.tags in kinds]
+        alike = alike if len(alike) > 1 else list(range(len(training)))
+        for name, distance in compare_features(readings, reader.read(known[alike]).features).items():
             figures[name]["frechet"] = distance
     if settings.captioner:
         captioner = load(settings.captioner)
@@ -140,6 +143,10 @@ def compare_features(readings: dict[str, Reading], training: Float[np.ndarray, "
     """Returns the Fréchet distance of each view from the real pictures, of these from the training pictures.
 
     The latter is the floor: two sets of real pictures, of the same sizes as the others.
+
+    Args:
+        readings: of each view.
+        training: features of training pictures of the kinds that are tested.
     """
     real = readings["real"].features
     distances = {name: frechet_distance(reading.features, real) for name, reading in readings.items() if name != "real"}

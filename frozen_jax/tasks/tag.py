@@ -59,6 +59,11 @@ def evaluate(config: Config, models: Models, directory: Path) -> Measured:
     others = [record for record in spread if record.tags]
     others = leave_out_pictures(others, records, line=known)
     learnt, held = others[::2], others[1::2]
+    if not held:
+        raise UserError(
+            f"evaluate.tag: {known!r} has {len(others)} tagged pictures that are not tested; half of them teach and "
+            "the others decide the thresholds, so that two are needed at least: name another evaluate.tag.calibration"
+        )
     counted = Counter(tag for record in learnt for tag in set(record.tags))
     there = {tag for record in records for tag in record.tags}
     vocabulary = sorted(tag for tag, count in counted.items() if count >= settings.least and tag in there)

@@ -21,6 +21,9 @@ from frozen_jax.restore import load, read_settings
 from frozen_jax.spelling import print_lines
 from frozen_jax.workdir import write_bytes_atomic
 
+MOST_PICTURES = 1_000
+"""Of one text: all are drawn before the first is written."""
+
 
 def draw(
     workdir: Path, texts: list[str], *, count: int, seed: int, steps: int | None, guidance: float | None
@@ -97,8 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     given = parser.parse_args(arguments)
     with exit_in_one_line():
-        if given.count < 1:
-            raise UserError(f"--count={given.count} must be at least 1")
+        if not 1 <= given.count <= MOST_PICTURES:
+            raise UserError(f"--count={given.count} must be at least 1 and at most {MOST_PICTURES}")
         files = name_files(given.out, given.texts, count=given.count, overwrite=given.overwrite)
         pictures = draw(
             given.workdir,

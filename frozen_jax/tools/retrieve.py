@@ -94,7 +94,7 @@ def query(workdir: Path, index: Path, parts: Sequence[str], *, k: int) -> list[t
         Path(part) if part.lower().endswith(PICTURES) else settings.caption_format.format(caption=part)
         for part in parts
     ]
-    found = Searcher(model, gallery).find(asked, k=k)
+    found = Searcher(model, gallery).find(asked, k=k, before=settings.caption_prompt)
     return [(Path(gallery.folder) / name, score) for name, score in found]
 
 

@@ -5,6 +5,8 @@ SCORES >= 0.5, average=..., zero_division=0); the average precision is the mean 
 first three classes.
 """
 
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,3 +148,11 @@ def test_calibration_error_equals_its_definition(seed: int, bins: int) -> None:
 def test_bad_input_is_refused_with_the_reason(call, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_scores_of_any_kind_of_number_are_ranked_alike():
+    """Unsigned numbers have no negative: zero would come first."""
+    rng = np.random.default_rng(0)
+    scores, actual = rng.integers(0, 9, (40, 3), np.uint8), rng.random((40, 3)) < 0.4
+    given = inspect.unwrap(mean_average_precision)(scores, actual)
+    assert given == mean_average_precision(scores.astype(np.float32), actual)

@@ -1,5 +1,6 @@
 """Retrieval metrics: the drawn example, ties, several captions per image, chance, and a naive re-count."""
 
+import inspect
 from itertools import permutations
 
 import numpy as np
@@ -117,3 +118,11 @@ def test_pictures_that_share_a_caption_are_all_right() -> None:
 def test_bad_input_is_refused_with_the_reason(similarity, relevant, ks, message: str) -> None:
     with pytest.raises(UserError, match=message):
         score_retrieval(similarity, relevant, ks=ks)
+
+
+def test_right_items_may_be_marked_by_whole_numbers():
+    """0 and 1 as indices would pick the first two columns."""
+    rng = np.random.default_rng(0)
+    similarity, marks = rng.normal(size=(8, 8)), np.eye(8, dtype=np.int64)
+    given, expected = (inspect.unwrap(score_direction)(similarity, right) for right in (marks, marks.astype(bool)))
+    assert given == expected

@@ -139,3 +139,17 @@ def test_captions_count_where_every_sentence_is_the_records_own():
     for colour, share in (("red", 50.0), ("blue", 25.0), ("green", 0.0)):
         records = [Record(str(red), None, captions=(f"a {colour} square", colour)) for red in SAID]
         assert share_captioned(Captioner(), pictures, records, Config()) == share
+
+
+def test_the_floor_is_of_the_kinds_that_are_tested(tmp_path, monkeypatch):
+    """Pictures of other kinds, of which training has more, would make it a wall."""
+    default = Config().data
+    image = dataclasses.replace(default.image, size=FakeSource(12).record(0).image.shape[0])
+    data = dataclasses.replace(default, train="fake:48", validation="fake:6", image=image)
+    settings = EvaluateSettings(generate=GenerateSettings(tags=("colour",), reader_steps=2))
+    compared = []
+    monkeypatch.setattr(generate, "compare_features", lambda readings, training: compared.append(len(training)) or {})
+    generate.evaluate(Config(data=data, evaluate=settings), Models(Copyist()), tmp_path)
+    colours = {FakeSource(48).record(row).tags[0] for row in range(6)}
+    alike = [row for row in range(6, 48) if FakeSource(48).record(row).tags[0] in colours]
+    assert compared == [len(alike)] and len(alike) < 42

@@ -79,6 +79,13 @@ def test_sources_without_a_common_tag_are_refused(shades, tmp_path):
         evaluate(shades, tmp_path, least=7)
 
 
+def test_one_picture_cannot_both_teach_and_decide(shades, tmp_path):
+    Pillow.fromarray(paint(11)).save(tmp_path / "alone.png")
+    (tmp_path / "alone.jsonl").write_text(json.dumps({"image": "alone.png", "tags": ["dark"]}))
+    with pytest.raises(UserError, match=r"has 1 tagged pictures that are not tested; .* two are needed"):
+        evaluate(shades, tmp_path, calibration=f"jsonl:{tmp_path}/alone.jsonl")
+
+
 def test_nothing_is_learnt_from_a_picture_that_is_tested(shades, tmp_path):
     with pytest.raises(UserError, match="no picture to learn from but those that are tested"):
         evaluate(shades, tmp_path, calibration=shades)
