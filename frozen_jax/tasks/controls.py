@@ -151,9 +151,10 @@ def join_pictures(records: Iterable[Record]) -> list[Record]:
     """
     joined: dict[Hashable, Record] = {}
     for record in records:
-        first = joined.setdefault(picture_of(record), record)
+        picture = picture_of(record)
+        first = joined.setdefault(picture, record)
         if first is not record:
-            joined[picture_of(record)] = first._replace(
+            joined[picture] = first._replace(
                 captions=tuple(dict.fromkeys((*first.captions, *record.captions))),
                 questions=(*first.questions, *record.questions),
                 tags=tuple(dict.fromkeys((*first.tags, *record.tags))),
